@@ -1,0 +1,96 @@
+"""Atomic writes, hashes and safe reads. Files from others are never unpickled."""
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+
+import numpy as np
+
+from osrl_unlearn.errors import RunError
+
+
+@contextmanager
+def atomic_path(path):
+    """Yield a temporary path in the folder of ``path``; move it into place only if the block succeeds."""
+    path = os.path.abspath(os.fspath(path))
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix="." + os.path.basename(path) + ".",
+                                         suffix=os.path.splitext(path)[1])
+    os.close(handle)
+    # mkstemp makes files private; a result should be as readable as any other file the user writes.
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def write_text(path, text):
+    """Write ``text`` to ``path`` atomically."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_json(path, value):
+    """Write ``value`` as indented JSON, atomically. NumPy scalars and arrays become numbers and lists."""
+
+    def plain(item):
+        if isinstance(item, (np.generic, np.ndarray)):
+            return item.tolist()
+        raise TypeError("not JSON: {!r}".format(type(item)))
+
+    write_text(path, json.dumps(value, indent=2, default=plain, allow_nan=False) + "\n")
+
+
+def save_tensors(path, value):
+    """``torch.save`` of tensors and Python primitives, atomically, so that ``load_tensors`` can read it."""
+    import torch
+    with atomic_path(path) as temporary:
+        torch.save(value, temporary)
+
+
+def load_tensors(path, device="cpu"):
+    """Read a checkpoint of plain tensors and primitives.
+
+    Raises RunError for a missing, truncated or pickled file: code in a checkpoint is never executed.
+    """
+    import torch
+    if not os.path.isfile(path):
+        raise RunError("no checkpoint at {}: expected a file written by torch.save".format(path))
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise RunError("{} is not a plain tensor checkpoint ({}); it was not loaded, because unpickling it could run "
+                       "code. Save it again with torch.save({{'model_state': model.state_dict()}}, ...)".format(
+                           path, str(error).splitlines()[0][:120] or type(error).__name__))
+
+
+def sha256_array(array):
+    """Hex digest of an array's dtype, shape and bytes."""
+    array = np.ascontiguousarray(array)
+    digest = hashlib.sha256("{}{}".format(array.dtype.str, array.shape).encode())
+    digest.update(array.data.cast("B") if array.size else b"")
+    return digest.hexdigest()
+
+
+def sha256_file(path):
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_state(state):
+    """Hex digest of a ``state_dict``: names and tensor bytes, in sorted order."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(sha256_array(state[name].detach().cpu().numpy()).encode())
+    return digest.hexdigest()

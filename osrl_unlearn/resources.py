@@ -1,0 +1,14 @@
+"""Where the files that ship with the package are.
+
+``configs/`` and ``patches/`` stand at the top of the repository and are mapped into the package when it is built, so
+that both an installed wheel and a source checkout find them.
+"""
+import os
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+
+
+def folder(name):
+    """Path of a shipped folder: ``configs``, ``patches`` or ``datasets``."""
+    inside = os.path.join(_PACKAGE, name)
+    return inside if os.path.isdir(inside) else os.path.join(os.path.dirname(_PACKAGE), name)
