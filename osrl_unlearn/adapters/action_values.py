@@ -1,0 +1,56 @@
+"""What agents with reward and cost critics of state and action have in common."""
+from abc import abstractmethod
+
+import torch
+
+from osrl_unlearn.adapters.base import Adapter
+
+
+class ActionValueAdapter(Adapter):
+    """An agent whose critics value any action in any state; capability "action_values"."""
+
+    @abstractmethod
+    def reward_heads(self, observations, actions):
+        """Every head of the reward critic. Shape [heads, n]."""
+
+    @abstractmethod
+    def cost_heads(self, observations, actions):
+        """Every head of the cost critic. Shape [heads, n]."""
+
+    def reward_value(self, batch):
+        """Q_r(s, a) of the logged actions. Shape [heads, n]."""
+        return self.reward_heads(batch.observations, batch.actions)
+
+    def cost_value(self, batch):
+        """Q_c(s, a) of the logged actions. Shape [heads, n]."""
+        return self.cost_heads(batch.observations, batch.actions)
+
+    def preference(self, batch):
+        """The advantage Q_r(s, a) - Q_r(s, pi(s)), mean of the heads; no gradient through the second term. Shape [n]."""
+        with torch.no_grad():
+            own = self.reward_heads(batch.observations, self.actions(batch.observations)).mean(0)
+        return self.reward_value(batch).mean(0) - own
+
+    def cost_baseline(self, batch):
+        """Q_c(s, pi(s)), the highest head. Shape [n]."""
+        with torch.no_grad():
+            return self.cost_heads(batch.observations, self.actions(batch.observations)).max(0).values
+
+    def cost_price(self, batch):
+        """max(Q_c(s, pi(s)), kappa). Shape [n]."""
+        return self.cost_baseline(batch).clamp(min=self.cost_threshold)
+
+    def violation(self, batch):
+        """(mean Q_c(s, pi(s)) - kappa) / kappa, with the highest head of the cost critic."""
+        return self.cost_baseline(batch).mean() / self.cost_threshold - 1
+
+    def policy_loss(self, observations, multiplier):
+        """Lagrangian of the policy in the given states: -Q_r / mean|Q_r| + multiplier (Q_c - kappa) / kappa.
+
+        Uses the lowest head of the reward critic and the highest of the cost critic. Scalar, for the actor.
+        """
+        actions = self.actions(observations)
+        reward = self.reward_heads(observations, actions).min(0).values
+        cost = self.cost_heads(observations, actions).max(0).values
+        scale = reward.detach().abs().mean().clamp(min=1e-6)
+        return -reward.mean() / scale + multiplier * (cost.mean() / self.cost_threshold - 1)

@@ -1,0 +1,133 @@
+"""The forget manifest: which rows are to be forgotten, where they come from, and of which data they are part."""
+import dataclasses
+import json
+import os
+import platform
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+
+from osrl_unlearn import __version__
+from osrl_unlearn.data.trajectories import UNITS, TrajectoryIndex, Units
+from osrl_unlearn.errors import ManifestMismatch
+from osrl_unlearn.files import sha256_array, write_json
+
+SCHEMA = 1
+# TransitionDataset writes these into the dictionary it is given; they follow from terminals and timeouts.
+DERIVED = frozenset({"done", "is_init"})
+
+
+def column_hashes(data):
+    """{column: sha256} of every column of a data dictionary that is not derived from others."""
+    return {name: sha256_array(data[name]) for name in sorted(data) if name not in DERIVED}
+
+
+def versions():
+    """Versions of what a result depends on; packages that are not there are left out."""
+    import importlib.metadata
+    found = {"python": platform.python_version(), "osrl-unlearn": __version__}
+    for package in ("osrl-lib", "dsrl", "fast-safe-rl", "torch", "numpy", "gymnasium", "bullet-safety-gym",
+                    "safety-gymnasium"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgetManifest:
+    """What to forget, as JSON on disk.
+
+    ``spans`` holds [trajectory id, first row, one past the last row], rows counted from the start of the trajectory;
+    ids count trajectories in file order. ``attack`` is None for a plain deletion request. ``columns`` holds the sha256
+    of every column {"before": of the clean data or None, "after": of the data that the agent is trained on}.
+    """
+    unit: str
+    spans: List[List[int]]
+    rows: int
+    columns: Dict[str, Dict[str, Optional[str]]]
+    attack: Optional[Dict[str, Any]] = None
+    rate: Optional[float] = None
+    seed: Optional[int] = None
+    task: Optional[str] = None
+    dataset: Optional[str] = None
+    reward_scale: Optional[float] = None
+    cost_scale: Optional[float] = None
+    cost_limit: Optional[float] = None
+    versions: Dict[str, str] = dataclasses.field(default_factory=versions)
+    schema: int = SCHEMA
+
+    @classmethod
+    def of(cls, data, spans, unit="trajectory", **more):
+        """The manifest of a plain deletion request: forget ``spans`` of ``data``."""
+        spans = [[int(v) for v in span] for span in spans]
+        columns = {name: {"before": None, "after": digest} for name, digest in column_hashes(data).items()}
+        return cls(unit=unit, spans=spans, rows=sum(b - a for _, a, b in spans), columns=columns, **more)
+
+    @property
+    def trajectories(self):
+        """Number of trajectories that are touched."""
+        return len({span[0] for span in self.spans})
+
+    def save(self, path):
+        """Write the manifest as JSON, atomically."""
+        write_json(path, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, path):
+        """Read a manifest. Raises ManifestMismatch when the file is not one."""
+        if not os.path.isfile(path):
+            raise ManifestMismatch("no forget manifest at {}: expected the JSON file that --poison writes".format(path))
+        try:
+            with open(path, encoding="utf-8") as file:
+                value = json.load(file)
+            known = {f.name for f in dataclasses.fields(cls)}
+            manifest = cls(**{k: v for k, v in value.items() if k in known})
+            spans = np.asarray(manifest.spans, dtype=np.int64).reshape(-1, 3)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ManifestMismatch("{} is not a forget manifest ({}): expected the JSON file that --poison "
+                                   "writes".format(path, str(error)[:100]))
+        if manifest.schema > SCHEMA:
+            raise ManifestMismatch("{} has schema {}, this version reads up to {}: upgrade osrl-unlearn".format(
+                path, manifest.schema, SCHEMA))
+        if manifest.unit not in UNITS or (spans[:, 1] < 0).any() or (spans[:, 2] <= spans[:, 1]).any():
+            raise ManifestMismatch("{}: every span must be [trajectory, start, stop] with 0 <= start < stop and the "
+                                   "unit one of {}".format(path, ", ".join(UNITS)))
+        return manifest
+
+    def verify(self, data, stage="after"):
+        """Raise ManifestMismatch unless every column of ``data`` has the recorded hash of ``stage``."""
+        wanted = {name: digests.get(stage) for name, digests in self.columns.items()}
+        if any(digest is None for digest in wanted.values()):
+            raise ManifestMismatch("the forget manifest records no hashes of the data {} poisoning".format(
+                "before" if stage == "before" else "after"))
+        found = column_hashes(data)
+        missing = sorted(set(wanted) - set(found))
+        if missing:
+            raise ManifestMismatch("the forget manifest belongs to other data: the columns {} are missing".format(
+                ", ".join(missing)))
+        differ = [name for name in sorted(wanted) if wanted[name] != found[name]]
+        if differ:
+            raise ManifestMismatch(
+                "the forget manifest belongs to other data: {} differ{} from what it records{}; use the dataset and the "
+                "preprocessing options it was made with".format(
+                    ", ".join(differ), "s" if len(differ) == 1 else "",
+                    " ({})".format(self.dataset) if self.dataset else ""))
+
+    def row_numbers(self, data, ids=None):
+        """Sorted row numbers of the forget set in ``data``. Shape [forget rows]. Raises ManifestMismatch."""
+        index = TrajectoryIndex(data, ids)
+        spans = np.asarray(self.spans, dtype=np.int64).reshape(-1, 3)
+        position = {int(i): n for n, i in enumerate(index.ids)}
+        unknown = [int(i) for i in spans[:, 0] if int(i) not in position]
+        if unknown:
+            raise ManifestMismatch("the forget manifest names trajectory {}, but the data has no trajectory of that "
+                                   "id".format(unknown[0]))
+        where = np.array([position[int(i)] for i in spans[:, 0]], dtype=np.int64)
+        starts, stops = index.starts[where] + spans[:, 1], index.starts[where] + spans[:, 2]
+        if (stops > index.stops[where]).any():
+            bad = int(spans[np.argmax(stops > index.stops[where]), 0])
+            raise ManifestMismatch("the forget manifest names rows past the end of trajectory {}".format(bad))
+        nothing = np.zeros(len(starts))
+        return np.unique(Units(spans[:, 0], starts, stops, spans[:, 1], nothing, nothing).rows())

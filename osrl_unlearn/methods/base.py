@@ -1,0 +1,238 @@
+"""The loop that every unlearning method runs in: budget, trace, gate, interruption, divergence."""
+import dataclasses
+import math
+import time
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from typing import Any, Callable, ClassVar, Dict, FrozenSet, List, Optional
+
+import torch
+from tqdm import tqdm
+
+from osrl_unlearn.errors import ConfigError, IncompatibleAgent
+from osrl_unlearn.methods.gate import SafetyGate
+
+CHECKS = 10  # how often in a run the trace is written and the gate asked
+PROBE_ROWS = 1024
+
+
+@dataclasses.dataclass
+class NoOptions:
+    """A method without options of its own."""
+
+
+@dataclasses.dataclass
+class Context:
+    """What a method works with. ``adapter`` is changed in place; ``reference`` is the agent before unlearning."""
+    adapter: Any
+    forget: Any
+    retain: Any
+    steps: int
+    batch_size: int
+    seed: int = 0
+    gate: Optional[SafetyGate] = None
+    on_check: Callable[[int, Dict[str, float]], None] = lambda step, metrics: None
+    progress: bool = True
+    reference: Any = None
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ConfigError("the unlearning budget is {} updates: give --unlearn.steps or a larger "
+                              "--unlearn.budget".format(self.steps))
+        self.reference = self.reference or self.adapter.frozen()
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a run of a method did."""
+    steps: int
+    seconds: float
+    trace: List[Dict[str, float]]
+    accepted: bool
+    rollbacks: int
+    reason: str
+    gate: Dict[str, Any]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during unlearning. ``state`` continues the run through :meth:`Method.run`'s ``resume``."""
+
+    def __init__(self, state):
+        self.state = state
+        super().__init__()
+
+
+class Method(ABC):
+    """One way to make an agent forget. Sees the agent through its adapter only."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    requires: ClassVar[FrozenSet[str]] = frozenset()
+    Options: ClassVar[type] = NoOptions
+    gated: ClassVar[bool] = False
+    default_budget: ClassVar[float] = 0.05
+
+    def __init__(self, options=None):
+        self.options = options if options is not None else self.Options()
+
+    def prepare(self, ctx):
+        """Called once before the first step of a fresh run."""
+
+    @abstractmethod
+    def step(self, ctx, i):
+        """Step ``i`` of ``ctx.steps``; returns metrics for the trace."""
+
+    def finished(self, ctx, i):
+        """Called at every check; a reason to stop now, or None."""
+        return None
+
+    def rejected(self):
+        """Called when the gate has rolled the agent back."""
+
+    def state(self):
+        """What the method itself changes, as tensors and primitives."""
+        return {}
+
+    def set_state(self, ctx, state):
+        """Called instead of :meth:`prepare` when a run is resumed, with what :meth:`state` returned."""
+
+    def run(self, ctx, resume=None):
+        """Spend ``ctx.steps`` steps; roll back what the gate rejects or what diverges.
+
+        Returns :class:`Outcome`. Raises :class:`Interrupted` on Ctrl-C: the agent is then in its last accepted state.
+        All randomness comes from ``ctx.seed``; the global torch generator is as before when this returns.
+        """
+        missing = self.requires - ctx.adapter.capabilities
+        if missing:
+            raise IncompatibleAgent(ctx.adapter.name, ["the method '{}' needs {}".format(
+                self.name, ", ".join(sorted(missing)))])
+        with private_generators(ctx.seed, ctx.adapter.device):
+            return _Run(self, ctx, resume).go()
+
+
+class _Run:
+    """One run of one method; holds what has to survive an interruption."""
+
+    def __init__(self, method, ctx, resume):
+        self.method, self.ctx = method, ctx
+        self.probes = {"forget": ctx.forget.everything(PROBE_ROWS), "retain": ctx.retain.everything(PROBE_ROWS)}
+        self.i, self.trace, self.rollbacks, self.seconds = 0, [], 0, 0.0
+        self.reason = "budget spent"
+        if resume is None:
+            self.before = self.good = ctx.adapter.state()
+            self.ever_accepted = not method.gated
+            method.prepare(ctx)
+        else:
+            self._set_state(resume)
+
+    def go(self):
+        ctx, method = self.ctx, self.method
+        started, spent = time.perf_counter(), self.seconds
+        every = max(1, ctx.steps // CHECKS)
+        bar = tqdm(total=ctx.steps, initial=self.i, desc=method.name, disable=not ctx.progress, dynamic_ncols=True)
+        try:
+            while self.i < ctx.steps:
+                metrics = method.step(ctx, self.i)
+                self.i += 1
+                bar.update()
+                diverged = not all(math.isfinite(v) for v in metrics.values())
+                if self.i % every and self.i != ctx.steps and not diverged:
+                    continue
+                if not self._check(metrics, diverged, bar):
+                    break
+                stop = method.finished(ctx, self.i)
+                if stop:
+                    self.reason = stop
+                    break
+            self.seconds = spent + time.perf_counter() - started
+        except KeyboardInterrupt:
+            self.seconds = spent + time.perf_counter() - started
+            state = self._state()
+            ctx.adapter.restore(self.good)
+            raise Interrupted(state)
+        finally:
+            bar.close()
+        if not self.ever_accepted:
+            ctx.adapter.restore(self.before)
+        return Outcome(self.i, self.seconds, self.trace, self.ever_accepted, self.rollbacks, self.reason,
+                       ctx.gate.summary() if method.gated and ctx.gate else {"used": False})
+
+    def _check(self, metrics, diverged, bar):
+        ctx = self.ctx
+        verdict = {} if diverged else self._values()
+        diverged = diverged or not all(math.isfinite(v) for v in verdict.values())
+        accepted = not diverged
+        if accepted and self.method.gated and ctx.gate:
+            accepted, estimate = ctx.gate.accepts(ctx.adapter)
+            verdict["gate_cost"] = estimate
+        verdict["accepted"] = float(accepted)
+        entry = {"step": self.i}
+        entry.update({k: v for k, v in dict(metrics, **verdict).items() if math.isfinite(v)})
+        self.trace.append(entry)
+        ctx.on_check(self.i, entry)
+        bar.set_postfix({k: "{:.3g}".format(verdict[k]) for k in (
+            "reward_value/forget", "reward_value/retain", "cost_value/forget", "cost_value/retain") if k in verdict})
+        if accepted:
+            self.good, self.ever_accepted = ctx.adapter.state(), True
+            return True
+        self.rollbacks += 1
+        ctx.adapter.restore(self.good)
+        self.method.rejected()
+        if diverged:
+            self.reason = "diverged at step {}: rolled back to the last good state".format(self.i)
+            return False
+        return True
+
+    def _values(self):
+        out = {}
+        with torch.no_grad():
+            for name, probe in self.probes.items():
+                out["reward_value/" + name] = self.ctx.adapter.reward_value(probe).mean().item()
+                out["cost_value/" + name] = self.ctx.adapter.cost_value(probe).mean().item()
+            actions = self.ctx.adapter.actions(self.probes["forget"].observations)
+            distance = (actions - self.probes["forget"].actions).pow(2).sum(-1).sqrt()
+            out["action_distance/forget"] = distance.mean().item()
+        return out
+
+    def _state(self):
+        ctx = self.ctx
+        return {"i": self.i, "trace": self.trace, "rollbacks": self.rollbacks, "seconds": self.seconds,
+                "before": self.before, "good": self.good, "ever_accepted": self.ever_accepted,
+                "agent": ctx.adapter.state(), "method": self.method.state(),
+                "views": [ctx.forget.state(), ctx.retain.state()], "torch": generator_states(ctx.adapter.device)}
+
+    def _set_state(self, saved):
+        for name in ("i", "trace", "rollbacks", "seconds", "before", "good", "ever_accepted"):
+            setattr(self, name, saved[name])
+        ctx = self.ctx
+        ctx.adapter.restore(saved["agent"])
+        self.method.set_state(ctx, saved["method"])
+        ctx.forget.set_state(saved["views"][0])
+        ctx.retain.set_state(saved["views"][1])
+        set_generator_states(saved["torch"], ctx.adapter.device)
+
+
+def generator_states(device):
+    """State of torch's global generators: of the CPU, and of the agent's GPU if it is on one."""
+    states = [torch.get_rng_state()]
+    if torch.device(device).type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def set_generator_states(states, device):
+    """Set what :func:`generator_states` returned."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
+
+
+@contextmanager
+def private_generators(seed, device):
+    """Seed torch's global generators (OSRL's agents draw from them) and put them back afterwards."""
+    before = generator_states(device)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_generator_states(before, device)

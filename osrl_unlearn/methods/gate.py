@@ -1,0 +1,103 @@
+"""The safety gate: accept an agent only if it looks no more costly than the limit or than the agent it replaces.
+
+No environment is used, and none of the agent's own critics: those were trained on the poison.
+"""
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+STEPS, BATCH, HIDDEN, HEADS, STATES = 400, 512, 128, 2, 1024
+
+
+def costs_to_go(costs, done, gamma):
+    """Discounted sum of costs from each row to the end of its trajectory. Shapes [rows]; numpy."""
+    costs = np.asarray(costs, np.float64)
+    stops = np.flatnonzero(done) + 1
+    if not len(stops) or stops[-1] != len(costs):
+        stops = np.append(stops, len(costs))
+    starts = np.concatenate([[0], stops[:-1]])
+    out = np.zeros(len(costs))
+    for back in range(int((stops - starts).max())):
+        rows = (stops - 1 - back)[stops - 1 - back >= starts]
+        following = rows + 1 < stops[stops - 1 - back >= starts]
+        out[rows] = costs[rows] + gamma * np.where(following, out[np.minimum(rows + 1, len(out) - 1)], 0)
+    return out
+
+
+class SafetyGate:
+    """A small critic of the discounted cost-to-go, fitted once to the retain set.
+
+    It regresses on what the logged trajectories really cost (no bootstrapping), so it values the policy's action
+    followed by the logged behaviour: a first-order estimate, good for comparing two policies that are near the data.
+    Forgotten rows are not fitted; where a retained row is followed by forgotten ones, their costs count as at least
+    the mean positive cost of the retain set, since their labels cannot be trusted. The higher of two heads is used.
+
+    Args:
+        store, retain_rows: the data, and the rows to fit.
+        reference: adapter of the agent before unlearning.
+        gamma, threshold: discount and the cost limit in discounted units (``Adapter.cost_threshold``).
+    """
+
+    def __init__(self, store, retain, reference, gamma, threshold, seed=0):
+        device = store.device
+        everything = store.gather(torch.arange(len(store), device=device))
+        costs = everything.costs.double().cpu().numpy().copy()
+        kept = np.zeros(len(costs), bool)
+        kept[retain.rows.cpu().numpy()] = True
+        positive = costs[kept & (costs > 0)]
+        if len(positive):
+            costs[~kept] = np.maximum(costs[~kept], positive.mean())
+        target = costs_to_go(costs, everything.done.cpu().numpy(), gamma)
+        target = torch.as_tensor(target, dtype=torch.float32, device=device)
+        x = torch.cat([everything.observations, everything.actions], -1)
+        self._mean, self._std = x[retain.rows].mean(0), x[retain.rows].std(0).clamp(min=1e-6)
+        self._scale = target[retain.rows].mean().clamp(min=1e-6)
+        generator = torch.Generator().manual_seed(int(seed))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(seed))
+            self._heads = torch.nn.ModuleList([torch.nn.Sequential(
+                torch.nn.Linear(x.shape[1], HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, HIDDEN),
+                torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 1)) for _ in range(HEADS)]).to(device)
+            optimizer = torch.optim.Adam(self._heads.parameters(), lr=1e-3)
+            for _ in range(STEPS):
+                rows = retain.rows[torch.randint(len(retain), (BATCH,), generator=generator).to(device)]
+                value = (x[rows] - self._mean) / self._std
+                loss = sum(F.mse_loss(h(value).squeeze(-1), target[rows] / self._scale) for h in self._heads)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        self._states = retain.everything(STATES).observations
+        self.threshold = float(threshold)
+        self._seed = int(seed)
+        self._reference = self._costs(reference)
+        self.before = self._reference.mean().item()
+        self.last = None
+        self.accepted = self.rejected = 0
+
+    @torch.no_grad()
+    def _costs(self, adapter):
+        # The same latents every time, so that stochastic policies are compared on equal terms.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            actions = adapter.actions(self._states)
+        x = (torch.cat([self._states, actions], -1) - self._mean) / self._std
+        return torch.stack([h(x).squeeze(-1) for h in self._heads]).max(0).values * self._scale
+
+    def accepts(self, adapter):
+        """(whether the agent may replace the last accepted one, its estimated cost).
+
+        It may not if its cost is higher than that of the agent before unlearning, by more than two standard errors of
+        the paired difference over the states.
+        """
+        costs = self._costs(adapter)
+        self.last = costs.mean().item()
+        worse = costs - self._reference
+        accepted = bool(worse.mean() <= 2 * worse.std() / len(worse) ** 0.5)
+        self.accepted += accepted
+        self.rejected += not accepted
+        return accepted, self.last
+
+    def summary(self):
+        """For the report; costs are discounted, as ``threshold`` is."""
+        return {"used": True, "estimate_before": self.before, "estimate_after": self.last,
+                "threshold": self.threshold, "accepted_checks": self.accepted, "rejected_checks": self.rejected}

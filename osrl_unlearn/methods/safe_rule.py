@@ -1,0 +1,188 @@
+"""Safe-RULE: forget poisoned data while minding reward and cost.
+
+A reconstruction from the abstract of arXiv 2606.09559 (the paper's own formulas are not public to us) and from the
+works it builds on. Stage F forgets, stage C repairs; both add losses to OSRL's own updates on the retain set:
+
+    F1  reward critic   sp(A_r(s, a) + m)                        value suppression with a bounded slope on the forget set
+    F2  cost critic     sp(sigma (m + max(b_c(s), kappa) - Q_c(s, a)))   forgotten pairs are priced as violating
+    F-  generator       sp(m - reconstruction error)             the behaviour model stops reproducing forgotten actions
+    F3  actor           L_pi(forget and retain states; lambda) + rho sp(log pi(a|s) - log pi_0(a|s) + m)
+    F4  multiplier      lambda <- clip(lambda + eta violation, 0, lambda_max)
+    F5  stop            margins met on a held-out slice of the forget set, or the policy has drifted too far
+    C1  reward critic   beta w(s, a) (Q_r - Q_r0)^2              anchor where the old agent is plausibly clean
+    C2  cost critic     beta w(s, a) relu(Q_c0 - Q_c)^2          the anchor may only raise the cost
+    C3  actor           small rho of the third term of F3        so that the repair does not re-awaken the poison
+    C4  gate            see :mod:`osrl_unlearn.methods.gate`
+
+A_r(s, a) is the preference of the reward critic for the logged action over the policy's own, b_c its cost baseline,
+kappa the cost threshold, 0 marks the agent before unlearning, and sp(x) = softplus(x). Margins are in units of the
+spread of A_r and Q_c on the retain set, distances in units of the spread of the actions.
+"""
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+
+from osrl_unlearn.methods.base import PROBE_ROWS, Method
+from osrl_unlearn.options import option
+
+NEIGHBOURS = 2048  # forgotten pairs that the anchor's distances are taken to
+
+
+@dataclasses.dataclass
+class SafeRuleOptions:
+    """Weights of the terms above."""
+    forget_share: float = option(0.6, "share of the steps spent forgetting (stage F); the rest repairs (stage C)")
+    reward_weight: float = option(1.0, "F1: suppression of the reward critic on the forget set")
+    cost_weight: float = option(1.0, "F2: cost critic on the forget set")
+    sigma: int = option(1, "F2: 1 forgotten pairs are priced as violating, -1 as free of cost, 0 no cost term")
+    generator_weight: float = option(1.0, "generator: forgotten actions are no longer reproduced")
+    policy_weight: float = option(1.0, "F3: Lagrangian of the policy, for agents with action values")
+    action_weight: float = option(1.0, "F3: forgotten actions become less likely")
+    repair_action_weight: float = option(0.1, "C3: the same during the repair")
+    anchor: float = option(0.1, "C1, C2: weight of the anchor to the old critics; decays to 0")
+    margin: float = option(1.0, "margins, in units of the critics' spread on the retain set")
+    multiplier_rate: float = option(0.1, "F4: step of the Lagrange multiplier")
+    multiplier_max: float = option(10.0, "F4: upper bound of the Lagrange multiplier")
+    drift: float = option(1.0, "F5: mean change of the actions on the retain set that ends stage F, in their spread")
+
+    def __post_init__(self):
+        if self.sigma not in (-1, 0, 1):
+            raise ValueError("sigma must be 1, 0 or -1, got {}".format(self.sigma))
+        if not 0 <= self.forget_share <= 1:
+            raise ValueError("forget_share must be between 0 and 1, got {}".format(self.forget_share))
+        for field in dataclasses.fields(self):
+            if field.name != "sigma" and getattr(self, field.name) < 0:
+                raise ValueError("{} must not be negative, got {}".format(field.name, getattr(self, field.name)))
+
+
+class SafeRule(Method):
+    """Both stages for any agent whose adapter has a reward and a cost critic."""
+
+    name = "safe_rule"
+    summary = "suppress the forget set in critics, generator and actor under the cost limit, then repair"
+    Options = SafeRuleOptions
+    gated = True
+
+    def prepare(self, ctx):
+        """Margins from the agent before unlearning; held-out slice; constants of the retain set."""
+        ctx.adapter.set_data_constants(ctx.retain.everything())
+        self.multiplier = 0.0
+        self.stage_end = int(round(self.options.forget_share * ctx.steps))
+        self._derive(ctx)
+
+    def _derive(self, ctx):
+        self._train, self._held_out = ctx.forget.split(0.1, ctx.seed)
+        self._probe = ctx.retain.everything(PROBE_ROWS)
+        self._held = self._held_out.everything(PROBE_ROWS)
+        old, probe = ctx.reference, self._probe
+        with torch.no_grad():
+            preference = old.preference(probe)
+            self._reward_margin = self.options.margin * preference.std().clamp(min=1e-6)
+            self._cost_margin = self.options.margin * old.cost_value(probe).mean(0).std().clamp(min=1e-6)
+            self._spread = probe.actions.std(0).norm().clamp(min=1e-6)
+            if "generator" in ctx.adapter.capabilities:
+                self._generator_margin = self.options.margin * probe.actions.var(0).mean().clamp(min=1e-6)
+            everything = torch.cat([probe.observations, probe.actions], -1)
+            self._pair_spread = everything.std(0).clamp(min=1e-6)
+            forgotten = self._train.everything(NEIGHBOURS)
+            self._forgotten = torch.cat([forgotten.observations, forgotten.actions], -1) / self._pair_spread
+            self._far = self._distance(probe).median()
+
+    def step(self, ctx, i):
+        """A native update on the retain set with the losses of the stage that step ``i`` is in."""
+        o, adapter = self.options, ctx.adapter
+        retain, forget = ctx.retain.batch(ctx.batch_size), self._train.batch(ctx.batch_size)
+        violation = adapter.violation(retain).item()
+        forgetting = i < self.stage_end
+        if forgetting:
+            # A critic that has just been changed is not trusted alone: the old one must agree that the cost is low.
+            violation = max(violation, ctx.reference.violation(retain).item())
+        self.multiplier = min(max(self.multiplier + o.multiplier_rate * violation, 0.0), o.multiplier_max)
+        extra = self._forget(ctx, retain, forget) if forgetting else self._repair(ctx, retain, forget, i)
+        losses = adapter.update(adapter.constrain(retain, self.multiplier), extra)
+        return dict(losses, multiplier=self.multiplier, violation=violation, stage=float(not forgetting))
+
+    def _forget(self, ctx, retain, forget):
+        o, adapter = self.options, ctx.adapter
+        extra = {
+            "reward_critic": lambda: o.reward_weight * self._reward_margin * F.softplus(
+                self._preference_gap(ctx, forget) / self._reward_margin).mean(),
+            "actor": lambda: self._actor_loss(ctx, retain, forget, o.action_weight),
+        }
+        if o.sigma:
+            extra["cost_critic"] = lambda: o.cost_weight * self._cost_margin * F.softplus(
+                o.sigma * self._cost_gap(ctx, forget) / self._cost_margin).mean()
+        if "generator" in adapter.capabilities:
+            extra["generator"] = lambda: o.generator_weight * self._generator_loss(adapter, forget)
+        return extra
+
+    def _repair(self, ctx, retain, forget, i):
+        o, adapter, old = self.options, ctx.adapter, ctx.reference
+        beta = o.anchor * (1 - (i - self.stage_end) / max(1, ctx.steps - self.stage_end))
+        with torch.no_grad():
+            clean = (self._distance(retain) > self._far).float()
+            reward, cost = old.reward_value(retain), old.cost_value(retain)
+        return {
+            "reward_critic": lambda: beta * (clean * (adapter.reward_value(retain) - reward) ** 2).mean(),
+            "cost_critic": lambda: beta * (clean * F.relu(cost - adapter.cost_value(retain)) ** 2).mean(),
+            "actor": lambda: self._actor_loss(ctx, retain, forget, o.repair_action_weight),
+        }
+
+    def _actor_loss(self, ctx, retain, forget, action_weight):
+        adapter, loss = ctx.adapter, 0.0
+        if "action_values" in adapter.capabilities:
+            states = torch.cat([retain.observations, forget.observations])
+            loss = loss + self.options.policy_weight * adapter.policy_loss(states, self.multiplier)
+        return loss + action_weight * self._action_term(ctx, forget)
+
+    def _action_term(self, ctx, forget):
+        if "log_prob" in ctx.adapter.capabilities:
+            with torch.no_grad():
+                before = ctx.reference.log_prob(forget.observations, forget.actions)
+            ratio = ctx.adapter.log_prob(forget.observations, forget.actions) - before
+            return F.softplus(ratio + self.options.margin).mean()
+        distance = (ctx.adapter.actions(forget.observations) - forget.actions).norm(dim=-1) / self._spread
+        return F.softplus(self.options.margin - distance).mean()
+
+    def _preference_gap(self, ctx, batch):
+        with torch.no_grad():
+            usual = ctx.adapter.preference(self._probe).mean()
+        return ctx.adapter.preference(batch) - usual + self._reward_margin
+
+    def _cost_gap(self, ctx, batch):
+        # The price comes from the old agent: a price that moves with the critic would be chased without end.
+        return self._cost_margin + ctx.reference.cost_price(batch) - ctx.adapter.cost_value(batch)
+
+    def _generator_loss(self, adapter, batch):
+        return self._generator_margin * F.softplus(
+            (self._generator_margin - adapter.generator_error(batch)) / self._generator_margin).mean()
+
+    def _distance(self, batch):
+        pairs = torch.cat([batch.observations, batch.actions], -1) / self._pair_spread
+        return torch.cdist(pairs, self._forgotten).min(-1).values
+
+    @torch.no_grad()
+    def finished(self, ctx, i):
+        """End stage F early when the margins are met on held-out rows or the policy has drifted too far."""
+        if i < self.stage_end:
+            suppressed = self._preference_gap(ctx, self._held).mean() <= 0
+            priced = self.options.sigma != 1 or self._cost_gap(ctx, self._held).mean() <= 0
+            moved = ctx.adapter.actions(self._probe.observations) - ctx.reference.actions(self._probe.observations)
+            if (suppressed and priced) or moved.norm(dim=-1).mean() / self._spread > self.options.drift:
+                self.stage_end = i
+        return None
+
+    def rejected(self):
+        """A stronger multiplier after a rollback."""
+        self.multiplier = min(max(2 * self.multiplier, 1.0), self.options.multiplier_max)
+
+    def state(self):
+        """Multiplier, end of stage F and the generator of the training slice."""
+        return {"multiplier": self.multiplier, "stage_end": self.stage_end, "view": self._train.state()}
+
+    def set_state(self, ctx, state):
+        """Margins and slices follow from the agent before unlearning, so they are derived again."""
+        self.multiplier, self.stage_end = state["multiplier"], state["stage_end"]
+        self._derive(ctx)
+        self._train.set_state(state["view"])
