@@ -1,5 +1,7 @@
 """The one interface through which unlearning methods see an OSRL agent."""
 import copy
+import importlib
+import inspect
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import ClassVar, Dict, FrozenSet, NamedTuple, Tuple
@@ -90,6 +92,39 @@ class Adapter(ABC):
         if not callable(getattr(trainer, "train_one_step", None)):
             problems.append("the trainer has no method 'train_one_step'")
         return problems
+
+    # Building an agent ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def classes(cls):
+        """OSRL's (model class, trainer class)."""
+        module, _, name = cls.trainer_class.partition(":")
+        module = importlib.import_module(module)
+        return getattr(module, name[:-len("Trainer")]), getattr(module, name)
+
+    @classmethod
+    def missing_settings(cls, config):
+        """Arguments of the model's constructor that ``config`` (a run's config.yaml) does not give."""
+        return [name for name, parameter in inspect.signature(cls.classes()[0].__init__).parameters.items()
+                if name not in config and name not in cls.constants
+                and name not in ("self", "state_dim", "action_dim", "max_action", "device")]
+
+    @classmethod
+    def build(cls, config, env, device="cpu"):
+        """A new agent and trainer for ``env`` from a run's configuration, as OSRL's scripts make them."""
+        from fsrl.utils import DummyLogger
+        model_class, trainer_class = cls.classes()
+        given = dict(config, env=env, device=device, logger=DummyLogger(), state_dim=env.observation_space.shape[0],
+                     action_dim=env.action_space.shape[0], max_action=env.action_space.high[0],
+                     **cls.blank_constants(env))
+        pick = lambda f: {n: given[n] for n in inspect.signature(f.__init__).parameters if n in given}  # noqa: E731
+        model = model_class(**pick(model_class))
+        return cls(trainer_class(model, **pick(trainer_class)))
+
+    @classmethod
+    def blank_constants(cls, env):
+        """Stand-ins for ``constants`` until :meth:`set_data_constants`."""
+        return {}
 
     # State ------------------------------------------------------------------------------------------------------------
 

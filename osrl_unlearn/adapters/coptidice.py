@@ -1,4 +1,5 @@
 """COptiDICE: constrained policy optimisation by stationary distribution correction."""
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -21,6 +22,12 @@ class COptiDICEAdapter(Adapter):
     tensors = ("tau", "lmbda")
     constants = ("init_state_propotion", "observations_std", "actions_std")
     columns = 7
+
+    @classmethod
+    def blank_constants(cls, env):
+        """What OSRL's eval script uses; an agent that is to be trained needs :meth:`set_data_constants`."""
+        return {"init_state_propotion": 1.0, "observations_std": np.zeros((1,) + env.observation_space.shape, "f4"),
+                "actions_std": np.zeros((1,) + env.action_space.shape, "f4")}
 
     def _native_update(self, columns):
         self.trainer.train_one_step(list(columns))

@@ -11,14 +11,30 @@ from tqdm import tqdm
 
 from osrl_unlearn.errors import ConfigError, IncompatibleAgent
 from osrl_unlearn.methods.gate import SafetyGate
+from osrl_unlearn.options import option
 
 CHECKS = 10  # how often in a run the trace is written and the gate asked
 PROBE_ROWS = 1024
 
 
+NETWORKS = ("actor", "reward_critic", "cost_critic", "generator")
+
+
 @dataclasses.dataclass
 class NoOptions:
     """A method without options of its own."""
+
+
+@dataclasses.dataclass
+class UpdateOptions:
+    """Options of methods that continue from the trained agent."""
+    learning_rate: float = option(1e-3, "of the networks' optimisers at the first step, falling linearly to their own "
+                                        "at the last; a higher own rate stays; 0 leaves all as they are")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name) >= 0 and field.name != "sigma":
+                raise ValueError("{} must not be negative, got {}".format(field.name, getattr(self, field.name)))
 
 
 @dataclasses.dataclass
@@ -52,6 +68,8 @@ class Outcome:
     rollbacks: int
     reason: str
     gate: Dict[str, Any]
+    before: Dict[str, float]
+    after: Dict[str, float]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -118,8 +136,12 @@ class _Run:
         self.probes = {"forget": ctx.forget.everything(PROBE_ROWS), "retain": ctx.retain.everything(PROBE_ROWS)}
         self.i, self.trace, self.rollbacks, self.seconds = 0, [], 0, 0.0
         self.reason = "budget spent"
+        networks = [ctx.adapter.parts[role].optimizer for role in NETWORKS if role in ctx.adapter.parts]
+        self.groups = [group for name in networks for group in ctx.adapter.optimizers()[name].param_groups]
+        self.own_rates = [group["lr"] for group in self.groups]
         if resume is None:
             self.before = self.good = ctx.adapter.state()
+            self.values_before = self._values()
             self.ever_accepted = not method.gated
             method.prepare(ctx)
         else:
@@ -132,6 +154,7 @@ class _Run:
         bar = tqdm(total=ctx.steps, initial=self.i, desc=method.name, disable=not ctx.progress, dynamic_ncols=True)
         try:
             while self.i < ctx.steps:
+                self._set_rates(1 - self.i / ctx.steps)
                 metrics = method.step(ctx, self.i)
                 self.i += 1
                 bar.update()
@@ -149,13 +172,21 @@ class _Run:
             self.seconds = spent + time.perf_counter() - started
             state = self._state()
             ctx.adapter.restore(self.good)
+            self._set_rates(0)
             raise Interrupted(state)
         finally:
             bar.close()
         if not self.ever_accepted:
             ctx.adapter.restore(self.before)
+        self._set_rates(0)
         return Outcome(self.i, self.seconds, self.trace, self.ever_accepted, self.rollbacks, self.reason,
-                       ctx.gate.summary() if method.gated and ctx.gate else {"used": False})
+                       ctx.gate.summary() if method.gated and ctx.gate else {"used": False},
+                       self.values_before, self._values())
+
+    def _set_rates(self, left):
+        peak = getattr(self.method.options, "learning_rate", 0)
+        for group, own in zip(self.groups, self.own_rates):
+            group["lr"] = own + max(0, peak - own) * left
 
     def _check(self, metrics, diverged, bar):
         ctx = self.ctx
@@ -197,12 +228,13 @@ class _Run:
     def _state(self):
         ctx = self.ctx
         return {"i": self.i, "trace": self.trace, "rollbacks": self.rollbacks, "seconds": self.seconds,
-                "before": self.before, "good": self.good, "ever_accepted": self.ever_accepted,
+                "before": self.before, "good": self.good, "values_before": self.values_before, "ever_accepted": self.ever_accepted,
                 "agent": ctx.adapter.state(), "method": self.method.state(),
                 "views": [ctx.forget.state(), ctx.retain.state()], "torch": generator_states(ctx.adapter.device)}
 
     def _set_state(self, saved):
-        for name in ("i", "trace", "rollbacks", "seconds", "before", "good", "ever_accepted"):
+        for name in ("i", "trace", "rollbacks", "seconds", "before", "good", "values_before",
+                     "ever_accepted"):
             setattr(self, name, saved[name])
         ctx = self.ctx
         ctx.adapter.restore(saved["agent"])

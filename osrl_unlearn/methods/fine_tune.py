@@ -1,5 +1,5 @@
 """Ordinary training on the retain set, from the poisoned agent."""
-from osrl_unlearn.methods.base import Method
+from osrl_unlearn.methods.base import Method, UpdateOptions
 
 
 class FineTune(Method):
@@ -7,6 +7,7 @@ class FineTune(Method):
 
     name = "fine_tune"
     summary = "continue OSRL's training on the retain set"
+    Options = UpdateOptions
 
     def prepare(self, ctx):
         """Constants that came from the poisoned data are recomputed on the retain set."""

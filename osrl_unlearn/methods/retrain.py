@@ -1,4 +1,5 @@
 """Training from scratch on the retain set: exact unlearning, at full price."""
+from osrl_unlearn.methods.base import NoOptions
 from osrl_unlearn.methods.fine_tune import FineTune
 
 
@@ -7,6 +8,7 @@ class Retrain(FineTune):
 
     name = "retrain"
     summary = "train from scratch on the retain set (the exact reference)"
+    Options = NoOptions
     default_budget = 1.0
 
     def prepare(self, ctx):

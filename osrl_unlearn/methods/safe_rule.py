@@ -23,17 +23,17 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-from osrl_unlearn.methods.base import PROBE_ROWS, Method
+from osrl_unlearn.methods.base import PROBE_ROWS, Method, UpdateOptions
 from osrl_unlearn.options import option
 
 NEIGHBOURS = 2048  # forgotten pairs that the anchor's distances are taken to
 
 
 @dataclasses.dataclass
-class SafeRuleOptions:
+class SafeRuleOptions(UpdateOptions):
     """Weights of the terms above."""
-    forget_share: float = option(0.6, "share of the steps spent forgetting (stage F); the rest repairs (stage C)")
-    reward_weight: float = option(1.0, "F1: suppression of the reward critic on the forget set")
+    forget_share: float = option(0.4, "share of the steps spent forgetting (stage F); the rest repairs (stage C)")
+    reward_weight: float = option(0.1, "F1: suppression of the reward critic on the forget set")
     cost_weight: float = option(1.0, "F2: cost critic on the forget set")
     sigma: int = option(1, "F2: 1 forgotten pairs are priced as violating, -1 as free of cost, 0 no cost term")
     generator_weight: float = option(1.0, "generator: forgotten actions are no longer reproduced")
@@ -41,19 +41,17 @@ class SafeRuleOptions:
     action_weight: float = option(1.0, "F3: forgotten actions become less likely")
     repair_action_weight: float = option(0.1, "C3: the same during the repair")
     anchor: float = option(0.1, "C1, C2: weight of the anchor to the old critics; decays to 0")
-    margin: float = option(1.0, "margins, in units of the critics' spread on the retain set")
+    margin: float = option(0.5, "margins, in units of the critics' spread on the retain set")
     multiplier_rate: float = option(0.1, "F4: step of the Lagrange multiplier")
     multiplier_max: float = option(10.0, "F4: upper bound of the Lagrange multiplier")
     drift: float = option(1.0, "F5: mean change of the actions on the retain set that ends stage F, in their spread")
 
     def __post_init__(self):
+        super().__post_init__()
         if self.sigma not in (-1, 0, 1):
             raise ValueError("sigma must be 1, 0 or -1, got {}".format(self.sigma))
         if not 0 <= self.forget_share <= 1:
             raise ValueError("forget_share must be between 0 and 1, got {}".format(self.forget_share))
-        for field in dataclasses.fields(self):
-            if field.name != "sigma" and getattr(self, field.name) < 0:
-                raise ValueError("{} must not be negative, got {}".format(field.name, getattr(self, field.name)))
 
 
 class SafeRule(Method):
@@ -119,15 +117,18 @@ class SafeRule(Method):
 
     def _repair(self, ctx, retain, forget, i):
         o, adapter, old = self.options, ctx.adapter, ctx.reference
+        actor = {"actor": lambda: self._actor_loss(ctx, retain, forget, o.repair_action_weight)}
+        if "action_values" not in adapter.capabilities:
+            # A value of states alone cannot tell clean pairs from poisoned ones, so there is nothing to anchor to.
+            return actor
         beta = o.anchor * (1 - (i - self.stage_end) / max(1, ctx.steps - self.stage_end))
         with torch.no_grad():
             clean = (self._distance(retain) > self._far).float()
             reward, cost = old.reward_value(retain), old.cost_value(retain)
-        return {
-            "reward_critic": lambda: beta * (clean * (adapter.reward_value(retain) - reward) ** 2).mean(),
-            "cost_critic": lambda: beta * (clean * F.relu(cost - adapter.cost_value(retain)) ** 2).mean(),
-            "actor": lambda: self._actor_loss(ctx, retain, forget, o.repair_action_weight),
-        }
+        return dict(
+            actor,
+            reward_critic=lambda: beta * (clean * (adapter.reward_value(retain) - reward) ** 2).mean(),
+            cost_critic=lambda: beta * (clean * F.relu(cost - adapter.cost_value(retain)) ** 2).mean())
 
     def _actor_loss(self, ctx, retain, forget, action_weight):
         adapter, loss = ctx.adapter, 0.0

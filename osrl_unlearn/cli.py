@@ -1,0 +1,217 @@
+"""The command line. ``osrl-unlearn SCRIPT`` is short for ``osrl-unlearn run SCRIPT``."""
+import argparse
+import dataclasses
+import importlib
+import sys
+
+from osrl_unlearn import __version__
+from osrl_unlearn.errors import ConfigError, OsrlUnlearnError
+
+COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
+    "run": (None, "run an OSRL training script with --poison and --unlearn (the default command)"),
+    "unlearn": ("osrl_unlearn.commands.unlearn", "unlearn from a finished run directory"),
+    "verify": ("osrl_unlearn.commands.verify", "check that a forget manifest belongs to a dataset"),
+    "collect": ("osrl_unlearn.collect", "make a dataset with fast-safe-rl"),
+    "demo": ("osrl_unlearn.commands.demo", "poison, train, unlearn and compare on the shipped dataset"),
+    "doctor": ("osrl_unlearn.doctor", "check the installation"),
+}
+
+
+def main(argv=None):
+    """Run a command; returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["run"]:
+            return run(argv[1:])
+        if argv and argv[0] in COMMANDS:
+            return _command(argv[0], argv[1:])
+        if argv and argv[0] == "--version":
+            print(__version__)
+            return 0
+        return run(argv)
+    except OsrlUnlearnError as error:
+        print("osrl-unlearn: error: {}".format(error), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("osrl-unlearn: interrupted", file=sys.stderr)
+        return 130
+
+
+def _command(name, argv):
+    module = importlib.import_module(COMMANDS[name][0])
+    parser = argparse.ArgumentParser("osrl-unlearn " + name, description=COMMANDS[name][1] + ".", allow_abbrev=False)
+    module.add_arguments(parser)
+    return module.main(parser.parse_args(argv))
+
+
+# run ------------------------------------------------------------------------------------------------------------------
+
+
+def run(argv):
+    """``osrl-unlearn run [FLAGS] SCRIPT [ARGS and FLAGS]``."""
+    from osrl_unlearn.hooks import compat, flags, runner
+    line = flags.split_argv(argv)
+    if line.help:
+        print(help_text(line), flush=True)
+    if line.target is None and not line.help and "unlearn.from" not in line.ours:
+        raise ConfigError("no script: python -m osrl_unlearn [FLAGS] SCRIPT [ARGS], see --help")
+    session, source = (None, None) if line.help else _session(line.ours)
+    if source is not None:
+        if line.target is not None:
+            print("osrl-unlearn: --unlearn.from is given, so {} is not run".format(line.target), file=sys.stderr)
+        from osrl_unlearn.commands.unlearn import unlearn_run
+        print(unlearn_run(source, session))
+        return 0
+    if line.target is None:
+        return 0
+    if session is not None and session.unlearn is not None:
+        _refuse_unsupported(line)
+    undo = [compat.install(), runner.quiet_wandb()]
+    patches = session.patches() if session is not None else None
+    try:
+        rest = line.rest + (["--help"] if line.help and not {"-h", "--help"} & set(line.rest) else [])
+        status = _run_target(runner, line, rest)
+        if status:
+            return status
+        text = session.finish() if session is not None else None
+    finally:
+        for note in (patches.undo() if patches is not None else []):
+            print("osrl-unlearn: " + note, file=sys.stderr)
+        for call in reversed(undo):
+            call()
+    if text:
+        print(text)
+    return 0
+
+
+def _run_target(runner, line, rest):
+    try:
+        runner.run_target(line.target, rest, line.as_module)
+    except (OsrlUnlearnError, KeyboardInterrupt):
+        raise
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
+        print(stop.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        runner.print_exception(error)
+        return 1
+    return 0
+
+
+def _refuse_unsupported(line):
+    from osrl_unlearn.hooks.session import refuse_unsupported
+    if line.as_module:
+        from importlib.util import find_spec
+        sys.path.insert(0, "")
+        try:
+            spec = find_spec(line.target)
+        except ImportError:
+            return
+        finally:
+            sys.path.remove("")
+        path = spec.origin if spec else None
+    else:
+        path = line.target
+    try:
+        with open(path, "rb") as file:
+            refuse_unsupported(file.read(), line.target)
+    except (OSError, TypeError):
+        return  # the runner says what is wrong with the target
+
+
+def _session(ours):
+    """(Session or UnlearnConfig, run directory of --unlearn.from) for our flags; (None, None) without any."""
+    if not ours:
+        return None, None
+    from osrl_unlearn.options import parse
+    from osrl_unlearn.registry import ATTACKS, METHODS, load_named, nearest
+    from osrl_unlearn.unlearning import UnlearnConfig
+    sub = {kind: {name.partition(".")[2]: value for name, value in ours.items() if name.startswith(kind + ".")}
+           for kind in ("poison", "unlearn")}
+    for kind, given in sub.items():
+        if given and kind not in ours:
+            raise ConfigError("--{}.{} needs --{} NAME".format(kind, sorted(given)[0], kind))
+    attack, settings, unlearn, source = None, {}, None, None
+    if "poison" in ours:
+        cls, values = load_named(ATTACKS, ours["poison"], "attack")
+        values.update(sub["poison"])
+        _known(values, PoisonSettings, cls, "poison", nearest)
+        settings = dataclasses.asdict(parse(PoisonSettings, _fields(values, PoisonSettings), "--poison."))
+        attack = cls(parse(cls.Options, _fields(values, cls.Options), "--poison."))
+    if "unlearn" in ours:
+        cls, values = load_named(METHODS, ours["unlearn"], "method")
+        values.update(sub["unlearn"])
+        source = values.pop("from", None)
+        _known(values, UnlearnConfig, cls, "unlearn", nearest, hidden=("method", "options"), more=("from",))
+        common = {k: v for k, v in _fields(values, UnlearnConfig).items()}
+        options = _fields(values, cls.Options)
+        parse(cls.Options, options, "--unlearn.")
+        unlearn = parse(UnlearnConfig, dict(common, method=cls.name), "--unlearn.")
+        unlearn.options = options
+        if unlearn.steps is not None and unlearn.budget is not None:
+            raise ConfigError("--unlearn.steps and --unlearn.budget exclude each other: give one")
+    if source is not None:
+        if attack is not None:
+            raise ConfigError("--poison has no effect on a finished run: leave it out with --unlearn.from")
+        return (unlearn, ours.get("dataset")), source
+    from osrl_unlearn.hooks.session import Session
+    return Session(attack, settings, unlearn, ours.get("dataset")), None
+
+
+@dataclasses.dataclass
+class PoisonSettings:
+    """The --poison flags that every attack has."""
+    rate: float = dataclasses.field(default=0.1, metadata={"help": "share of the units that is poisoned, 0 to 1"})
+    unit: str = dataclasses.field(default="trajectory", metadata={"help": "trajectory, segment or transition"})
+    seed: int = dataclasses.field(default=0, metadata={"help": "seed of the attack's own generator"})
+
+    def __post_init__(self):
+        from osrl_unlearn.data.trajectories import UNITS
+        if not 0 <= self.rate <= 1:
+            raise ValueError("rate must be a share between 0 and 1, got {}".format(self.rate))
+        if self.unit not in UNITS:
+            raise ValueError("unit must be one of {}, got '{}'".format(", ".join(UNITS), self.unit))
+
+
+def _names(cls, hidden=()):
+    return [f.name for f in dataclasses.fields(cls) if f.init and f.name not in hidden]
+
+
+def _fields(values, cls):
+    return {name: value for name, value in values.items() if name in _names(cls)}
+
+
+def _known(values, common, cls, kind, nearest, hidden=(), more=()):
+    known = set(_names(common, hidden)) | set(_names(cls.Options)) | set(more)
+    for name in values:
+        if name not in known:
+            raise ConfigError("unknown option --{}.{} of '{}': {}".format(kind, name, cls.name, nearest(name, known)))
+
+
+def help_text(line):
+    """Our part of ``--help``; the script's own follows it."""
+    from osrl_unlearn.options import describe
+    from osrl_unlearn.registry import ATTACKS, METHODS
+    from osrl_unlearn.unlearning import UnlearnConfig
+    out = ["usage: python -m osrl_unlearn [FLAGS] SCRIPT [ARGS and FLAGS]   (or -m MODULE in place of SCRIPT)",
+           "       osrl-unlearn {{{}}} ...".format(",".join(COMMANDS)), "",
+           "Commands:"] + ["  {:10}{}".format(name, text) for name, (_, text) in COMMANDS.items()]
+    out += ["", "Flags of osrl-unlearn (anywhere before a bare --):",
+            "  --dataset FILE            train on this DSRL file",
+            "  --poison NAME|FILE.yaml   poison the dataset; NAME is one of {}".format(", ".join(ATTACKS.names()))]
+    out += describe(PoisonSettings, "--poison.")
+    out += ["  --unlearn NAME|FILE.yaml  unlearn when the script is done; NAME is one of {}".format(
+        ", ".join(METHODS.names()))]
+    out += [text for text in describe(UnlearnConfig, "--unlearn.")
+            if not text.startswith(("  --unlearn.method", "  --unlearn.options"))]
+    out += ["  --unlearn.from  run directory to unlearn from; no script is run then"]
+    for kind, registry in (("poison", ATTACKS), ("unlearn", METHODS)):
+        for name in registry.names():
+            if line.ours.get(kind) in (name, None):
+                out += ["", "Options of --{} {}:".format(kind, name)] + (
+                    describe(registry.load(name).Options, "--{}.".format(kind)) or ["  none"])
+    if line.target is not None:
+        out += ["", "Help of {}:".format(line.target), ""]
+    return "\n".join(out)

@@ -1,0 +1,1 @@
+"""Sub-commands of ``osrl-unlearn``: each file has ``add_arguments(parser)`` and ``main(args)``."""

@@ -1,0 +1,133 @@
+"""Find, fetch and check DSRL's HDF5 files."""
+import os
+import sys
+import urllib.error
+import urllib.request
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from osrl_unlearn import resources
+from osrl_unlearn.data.poison import REQUIRED
+from osrl_unlearn.errors import DataError
+
+# Where DSRL's repository points to since its first server has been unreliable; PyPI's dsrl 0.1.0 does not know it.
+MIRROR = "https://huggingface.co/datasets/YYY-45/DSRL/resolve/main/"
+SHIPPED = {"OfflineBallCircle-v0": "BallCircle.hdf5"}
+TIMEOUT = 10  # seconds without an answer before the next source is tried
+
+
+def check_file(path, task=None, observation_shape=None, action_shape=None):
+    """Raise DataError, naming the problem, unless ``path`` is a readable DSRL file (of the task, if given)."""
+    if not os.path.isfile(path):
+        raise DataError("no dataset at {}: expected an HDF5 file in DSRL's format".format(path))
+    try:
+        with h5py.File(path, "r") as file:
+            missing = [key for key in REQUIRED if key not in file]
+            if missing:
+                raise DataError("{} lacks the dataset{} {}: DSRL's format needs {}".format(
+                    path, "" if len(missing) == 1 else "s", ", ".join(missing), ", ".join(REQUIRED)))
+            shapes = {key: file[key].shape for key in REQUIRED}
+            kinds = {key: file[key].dtype for key in REQUIRED}
+            made_for = file.attrs.get("task")
+    except OSError as error:
+        raise DataError("{} is not a readable HDF5 file, perhaps truncated ({}): delete it or give another with "
+                        "--dataset".format(path, str(error).splitlines()[0][:120]))
+    rows = shapes["rewards"][0] if shapes["rewards"] else 0
+    for key, shape in shapes.items():
+        columns = 2 if key in ("observations", "next_observations", "actions") else 1
+        flat = shape[:1] if len(shape) == 2 and shape[1] == 1 and columns == 1 else shape
+        if len(flat) != columns or flat[0] != rows or not rows:
+            raise DataError("{}: '{}' has shape {}, expected {} with the same number of rows everywhere".format(
+                path, key, shape, "[rows, dim]" if columns == 2 else "[rows]"))
+        if kinds[key].kind not in "fiub":
+            raise DataError("{}: '{}' has dtype {}, expected numbers".format(path, key, kinds[key]))
+    if isinstance(made_for, bytes):
+        made_for = made_for.decode()
+    wrong = (task and made_for and made_for != task) or any(
+        expected is not None and shapes[key][1:] != tuple(expected)
+        for key, expected in (("observations", observation_shape), ("actions", action_shape)))
+    if wrong:
+        raise DataError("{} is not a dataset of {}: it was made for {}, with observations {} and actions {}".format(
+            path, task or "this task", made_for or "another task", list(shapes["observations"][1:]),
+            list(shapes["actions"][1:])))
+
+
+def check_arrays(data, path):
+    """Raise DataError if the loaded arrays hold NaN or infinity, or if no row ends a trajectory."""
+    for key in REQUIRED:
+        if data[key].dtype.kind == "f" and not np.isfinite(data[key]).all():
+            bad = int(np.argmin(np.isfinite(data[key]).reshape(len(data[key]), -1).all(1)))
+            raise DataError("{}: '{}' holds NaN or infinity, first in row {}".format(path, key, bad))
+    if not (np.asarray(data["terminals"]).astype(bool) | np.asarray(data["timeouts"]).astype(bool)).any():
+        raise DataError("{}: no row is marked in 'terminals' or 'timeouts', so no trajectory ends; mark the last row "
+                        "of each".format(path))
+
+
+def resolve(task, url, cached, chosen=None):
+    """Path of the file that holds the dataset of ``task``; says on stderr which source it is.
+
+    Order: ``chosen`` (--dataset); ``cached`` (DSRL's own folder); a download from ``url`` and then from the location
+    that DSRL's repository uses now, into ``cached``; the dataset shipped with this package.
+
+    Raises DataError naming the choices when there is none.
+    """
+    if chosen is not None:
+        return _say(os.path.abspath(chosen), "given with --dataset")
+    if cached and os.path.exists(cached):
+        return _say(cached, "found in DSRL's dataset folder")
+    failures = []
+    if url:
+        for source in dict.fromkeys([url, MIRROR + os.path.basename(url)]):
+            try:
+                download(source, cached)
+                return _say(cached, "downloaded from " + source)
+            except (OSError, DataError) as error:
+                failures.append("{}: {}".format(source, getattr(error, "reason", None) or error))
+    shipped = os.path.join(resources.folder("datasets"), SHIPPED.get(task, ""))
+    if os.path.isfile(shipped):
+        return _say(shipped, "shipped with osrl-unlearn, made with fast-safe-rl; it is not DSRL's own file, which "
+                             "could not be downloaded")
+    raise DataError(
+        "no dataset for {}: give one with --dataset FILE, put it at {}, make one with 'osrl-unlearn collect --task {} "
+        "--out FILE', or connect to the network (tried {})".format(
+            task, cached, task, "; ".join(failures) or "no address, the task names none"))
+
+
+def _say(path, source):
+    print("osrl-unlearn: dataset {} ({})".format(path, source), file=sys.stderr)
+    return path
+
+
+def download(url, path):
+    """Fetch ``url`` to ``path``: resumed where an earlier try stopped, in place only when complete and readable."""
+    part = path + ".part"
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    have = os.path.getsize(part) if os.path.exists(part) else 0
+    request = urllib.request.Request(url, headers={"Range": "bytes={}-".format(have)} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # nothing is left to fetch
+            raise
+        response = None
+    if response is not None:
+        with response:
+            resumed = response.status == 206
+            length = response.headers.get("Content-Length")
+            total = int(length) + (have if resumed else 0) if length else None
+            with open(part, "ab" if resumed else "wb") as file, tqdm(
+                    total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc="download") as bar:
+                for block in iter(lambda: response.read(1 << 20), b""):
+                    file.write(block)
+                    bar.update(len(block))
+        if total is not None and os.path.getsize(part) != total:
+            raise OSError("the connection broke after {} of {} bytes; run again to resume".format(
+                os.path.getsize(part), total))
+    try:
+        check_file(part)
+    except DataError as error:
+        os.unlink(part)  # it cannot be completed any more
+        raise DataError(str(error).replace(part, url))
+    os.replace(part, path)

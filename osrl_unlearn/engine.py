@@ -1,0 +1,118 @@
+"""Unlearning as a library call: an OSRL trainer, its data, and what to forget."""
+import dataclasses
+from typing import Any, Callable, Dict, Optional
+
+import numpy as np
+
+from osrl_unlearn.adapters import adapt
+from osrl_unlearn.adapters.base import Adapter
+from osrl_unlearn.data.manifest import ForgetManifest
+from osrl_unlearn.data.views import TransitionStore, forget_and_retain
+from osrl_unlearn.errors import ConfigError
+from osrl_unlearn.methods.base import Context
+from osrl_unlearn.methods.gate import SafetyGate
+from osrl_unlearn.options import parse
+from osrl_unlearn.registry import METHODS
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A method that is ready to run on an agent; made by :func:`prepare`."""
+    method: Any
+    context: Context
+
+    def run(self, resume=None):
+        """Spend the budget; see :meth:`osrl_unlearn.methods.base.Method.run`."""
+        return self.method.run(self.context, resume)
+
+
+def make_method(name, options=None):
+    """The method called ``name`` with ``options`` (a mapping). Raises ConfigError."""
+    cls = METHODS.load(name)
+    return cls(parse(cls.Options, options or {}, "--unlearn."))
+
+
+def budget_steps(method, training_updates, steps=None, budget=None):
+    """Number of updates: ``steps``, or ``budget`` as a share of the training's updates. Raises ConfigError."""
+    if steps is not None and budget is not None:
+        raise ConfigError("--unlearn.steps and --unlearn.budget exclude each other: give one")
+    if steps is None:
+        if not training_updates:
+            raise ConfigError("it is not known how many updates the training took: give --unlearn.steps")
+        budget = method.default_budget if budget is None else budget
+        if not budget > 0:
+            raise ConfigError("--unlearn.budget must be a positive share of the training updates, got {}".format(budget))
+        steps = max(1, int(round(budget * training_updates)))
+    if steps < 1:
+        raise ConfigError("--unlearn.steps must be at least 1, got {}".format(steps))
+    return steps
+
+
+def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids=None, reward_scale=1.0,
+            cost_scale=1.0, progress=True, on_check=lambda step, metrics: None):
+    """Check everything and build the views, the frozen reference and the safety gate.
+
+    Args:
+        adapter: an :class:`~osrl_unlearn.adapters.base.Adapter`, or an OSRL trainer that one exists for.
+        data: the dictionary of arrays that the agent was trained on.
+        forget: :class:`~osrl_unlearn.data.manifest.ForgetManifest` of that data.
+        method: a name, or a :class:`~osrl_unlearn.methods.base.Method`.
+        ids: trajectory id of each row; default: counted in file order.
+        reward_scale, cost_scale: as given to OSRL's TransitionDataset.
+
+    Raises:
+        IncompatibleAgent, ManifestMismatch, ConfigError.
+    """
+    adapter = adapter if isinstance(adapter, Adapter) else adapt(adapter)
+    method = make_method(method) if isinstance(method, str) else method
+    forget.verify(data)
+    rows = forget.row_numbers(data, ids)
+    if not len(rows):
+        raise ConfigError("there is nothing to forget: the forget manifest names no rows")
+    if len(rows) == len(data["rewards"]):
+        raise ConfigError("the forget manifest names every row: nothing is left to retain")
+    store = TransitionStore(data, reward_scale, cost_scale, adapter.device)
+    forget_view, retain_view = forget_and_retain(store, rows, seed)
+    reference = adapter.frozen()
+    gate = SafetyGate(store, retain_view, reference, adapter.model.gamma, adapter.cost_threshold,
+                      seed) if method.gated else None
+    return Prepared(method, Context(adapter, forget_view, retain_view, steps, batch_size, seed, gate, on_check, progress,
+                                    reference))
+
+
+def unlearn(trainer, data, forget: ForgetManifest, *, method="safe_rule", options: Optional[Dict[str, Any]] = None,
+            steps: Optional[int] = None, budget: Optional[float] = None, training_updates: Optional[int] = None,
+            batch_size=256, seed=0, ids=None, progress=True, on_check: Callable = lambda step, metrics: None):
+    """Make the agent of an OSRL ``trainer`` forget; the agent is changed in place.
+
+    ``steps`` updates are spent, or ``budget`` (a share; default: the method's) of ``training_updates``. Rewards and
+    costs are scaled as the trainer's ``reward_scale`` and ``cost_scale`` say. See :func:`prepare` for the rest.
+
+    Returns:
+        :class:`~osrl_unlearn.methods.base.Outcome`; ``accepted`` is False if the safety gate let nothing pass, and the
+        agent is then what it was.
+    """
+    chosen = make_method(method, options) if isinstance(method, str) else method
+    return prepare(trainer, data, forget, method=chosen, steps=budget_steps(chosen, training_updates, steps, budget),
+                   batch_size=batch_size, seed=seed, ids=ids, reward_scale=trainer.reward_scale,
+                   cost_scale=trainer.cost_scale, progress=progress, on_check=on_check).run()
+
+
+def train(adapter, data, *, steps, batch_size=256, seed=0, rows=None, reward_scale=1.0, cost_scale=1.0, progress=True,
+          label="train"):
+    """OSRL's own updates on ``rows`` (default: all) of ``data``; returns the seconds they took."""
+    import time
+
+    from tqdm import trange
+
+    from osrl_unlearn.data.views import DatasetView
+    from osrl_unlearn.methods.base import private_generators
+    store = TransitionStore(data, reward_scale, cost_scale, adapter.device)
+    view = DatasetView(store, np.arange(len(store)) if rows is None else rows, seed)
+    with private_generators(seed, adapter.device):
+        adapter.reset()
+        adapter.set_data_constants(view.everything())
+        started = time.perf_counter()
+        for _ in trange(steps, desc=label, disable=not progress, dynamic_ncols=True):
+            adapter.update(view.batch(batch_size))
+    return time.perf_counter() - started

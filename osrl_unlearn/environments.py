@@ -1,0 +1,99 @@
+"""Make a task's environment and load its data as OSRL's scripts do."""
+import contextlib
+import os
+import random
+import sys
+import tempfile
+
+from osrl_unlearn.data.dataset import check_arrays, check_file, resolve
+from osrl_unlearn.errors import EnvironmentProblem
+from osrl_unlearn.hooks import compat
+
+TRAJECTORY = "_osrl_unlearn_trajectory"  # a column that rides along through DSRL's filters
+
+
+@contextlib.contextmanager
+def stdout_to_stderr():
+    """What libraries print while they load is no result of ours."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def make(task, cost_limit, reward_scale=1.0):
+    """The offline task, wrapped as in OSRL's scripts. Raises EnvironmentProblem when it cannot be made."""
+    compat.install()
+    with stdout_to_stderr():
+        try:
+            import bullet_safety_gym  # noqa: F401 - registers the tasks
+            import dsrl  # noqa: F401
+            import gymnasium
+            from dsrl.offline_env import OfflineEnvWrapper, wrap_env
+        except ImportError as error:
+            raise EnvironmentProblem("{} is not installed: run 'osrl-unlearn doctor' to see what is missing".format(
+                error.name or error))
+        if "metadrive" in task.lower():
+            raise EnvironmentProblem("MetaDrive is not installed or not supported: choose a Bullet or "
+                                     "Safety-Gymnasium task")
+        try:
+            env = gymnasium.make(task)
+        except gymnasium.error.Error as error:
+            raise EnvironmentProblem("no task '{}': {}".format(task, str(error).splitlines()[0]))
+        env.set_target_cost(cost_limit)
+        return OfflineEnvWrapper(wrap_env(env, reward_scale=reward_scale))
+
+
+def find_dataset(env, chosen=None):
+    """The file of ``env``'s dataset, checked against the task's spaces. Raises DataError."""
+    base = env.unwrapped
+    task = base.spec.id if base.spec else type(base).__name__
+    path = resolve(task, base.dataset_url, base.dataset_filepath if base.dataset_url else None, chosen)
+    check_file(path, task, base.observation_space.shape, base.action_space.shape)
+    return path
+
+
+def load(env, config, dataset=None, python_random=None):
+    """Read and pre-process the dataset as OSRL's scripts do with ``config``.
+
+    Returns (data, trajectory id of each row). ``python_random`` is the state of Python's generator that DSRL's density
+    filter drew from; by default the one that OSRL's ``seed_all`` leaves.
+    """
+    from osrl_unlearn.data.trajectories import TrajectoryIndex
+    path = find_dataset(env, dataset)
+    with stdout_to_stderr():
+        data = env.unwrapped.get_dataset(path)
+        check_arrays(data, path)
+        data[TRAJECTORY] = TrajectoryIndex(data).row_ids()
+        keys = ("outliers_percent", "noise_scale", "inpaint_ranges", "epsilon", "density")
+        options = {key: config[key] for key in keys if config.get(key) is not None}
+        if options.get("density", 1.0) != 1.0:
+            from dsrl.infos import DENSITY_CFG
+            density = DENSITY_CFG["{}_density{}".format(config["task"], options["density"])]
+            options.update({key: density[key] for key in ("cbins", "rbins", "max_npb", "min_npb")})
+        before = random.getstate()
+        if python_random is None:
+            random.seed(config.get("seed", 0))
+        else:
+            random.setstate(python_random)
+        try:
+            with _elsewhere():
+                data = env.unwrapped.pre_process_data(data, **options)
+        finally:
+            random.setstate(before)
+    return data, data.pop(TRAJECTORY)
+
+
+@contextlib.contextmanager
+def _elsewhere():
+    """DSRL's pre_process_data writes a plot into the current folder and never closes the figure."""
+    import matplotlib
+    matplotlib.use(os.environ.get("MPLBACKEND", "Agg"))
+    import matplotlib.pyplot as plt
+    open_before, here = set(plt.get_fignums()), os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(here)
+            for number in set(plt.get_fignums()) - open_before:
+                plt.close(number)

@@ -1,0 +1,64 @@
+"""Paired evaluation in the environment: every agent starts its n-th episode from the same state."""
+import random
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from osrl_unlearn.evaluate.statistics import summary
+from osrl_unlearn.methods.base import generator_states, set_generator_states
+
+
+def evaluate(adapter, episodes, seed=0, progress=True, label="evaluate"):
+    """Run OSRL's own ``rollout`` for ``episodes`` episodes.
+
+    Bullet tasks draw initial states from NumPy's global generator and BCQ-Lag its actions from torch's, so all global
+    generators are seeded before each episode and are afterwards as before.
+
+    Returns:
+        {"reward": [episodes], "cost": [episodes], "length": [episodes]}, in the environment's own units.
+    """
+    trainer = adapter.trainer
+    before = random.getstate(), np.random.get_state(), generator_states(adapter.device)
+    training = adapter.model.training
+    adapter.model.eval()
+    out = {"reward": [], "cost": [], "length": []}
+    try:
+        for episode in tqdm(range(episodes), desc=label, disable=not progress, leave=False, dynamic_ncols=True):
+            start = seed + episode
+            random.seed(start)
+            np.random.seed(start)
+            torch.manual_seed(start)
+            # Safety-Gymnasium seeds an environment once, at construction; Bullet tasks ignore this.
+            trainer.env.unwrapped.reset(seed=start)
+            np.random.seed(start)
+            reward, length, cost = trainer.rollout()
+            out["reward"].append(float(reward) / trainer.reward_scale)
+            out["cost"].append(float(cost) / trainer.cost_scale)
+            out["length"].append(float(length))
+    finally:
+        adapter.model.train(training)
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        set_generator_states(before[2], adapter.device)
+    return out
+
+
+def normalization(env, cost_limit):
+    """DSRL's constants for ``env``: reward_min and reward_max of the task, cost_limit, epsilon."""
+    base = env.unwrapped
+    return {"reward_min": getattr(base, "min_episode_reward", None),
+            "reward_max": getattr(base, "max_episode_reward", None),
+            "cost_limit": float(cost_limit), "epsilon": 1.0 if cost_limit == 0 else 0.0}
+
+
+def scores(episodes, constants):
+    """The report's entry for one agent: means with CI, DSRL's normalised scores, and the raw episodes."""
+    entry = {key: summary(values) for key, values in episodes.items()}
+    low, high = constants["reward_min"], constants["reward_max"]
+    entry["normalized_reward"] = None if low is None or high is None else (
+        (entry["reward"]["mean"] - low) / (high - low))
+    entry["normalized_cost"] = (entry["cost"]["mean"] + constants["epsilon"]) / (
+        constants["cost_limit"] + constants["epsilon"])
+    entry["episodes"] = episodes
+    return entry

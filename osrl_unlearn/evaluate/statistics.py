@@ -1,0 +1,66 @@
+"""Means with bootstrap confidence intervals."""
+import inspect
+import math
+import warnings
+
+import numpy as np
+from scipy.stats import bootstrap
+
+LEVEL, RESAMPLES = 0.95, 9999
+# SciPy 1.15 renamed the argument; the old name will go away.
+_GENERATOR = "rng" if "rng" in inspect.signature(bootstrap).parameters else "random_state"
+
+
+def summary(values):
+    """Mean and 95 % bootstrap confidence interval of the mean.
+
+    BCa with 9,999 resamples; the percentile interval where BCa is undefined. The generator is private and seeded, so
+    the same values always give the same interval. Equal values, and a single one, give the interval [mean, mean]: for
+    a single value that does not mean that the mean is known, so look at ``n`` too.
+
+    Args:
+        values: numbers of shape [n], n >= 1.
+
+    Returns:
+        {"mean": float, "ci95": [low, high], "n": int}, in the unit of ``values``.
+
+    Raises:
+        ValueError: no values, more than one axis, or a value that is not finite.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+        raise ValueError("expected finite numbers of shape [n] with n >= 1, got shape {}{}".format(
+            list(values.shape), "" if np.isfinite(values).all() else " with NaN or infinity"))
+    if (values == values[0]).all():
+        # Taken as it is: the mean of equal numbers can differ from them in the last digit.
+        mean = float(values[0])
+        return {"mean": mean, "ci95": [mean, mean], "n": int(values.size)}
+    interval = _interval(values, "BCa")
+    if not all(map(math.isfinite, interval)):
+        interval = _interval(values, "percentile")
+    return {"mean": float(values.mean()), "ci95": interval, "n": int(values.size)}
+
+
+def paired_difference(a, b):
+    """:func:`summary` of ``a - b``, where ``a[i]`` and ``b[i]`` belong together (episodes from the same seed).
+
+    Args:
+        a, b: numbers of the same shape [n], n >= 1.
+
+    Raises:
+        ValueError: as :func:`summary`, or the shapes differ.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape:
+        raise ValueError("only values that belong together can be paired: got shapes {} and {}".format(
+            list(a.shape), list(b.shape)))
+    return summary(a - b)
+
+
+def _interval(values, method):
+    with warnings.catch_warnings():
+        # A degenerate sample makes BCa warn and return NaN, which summary() deals with.
+        warnings.simplefilter("ignore")
+        low, high = bootstrap((values,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method=method,
+                              **{_GENERATOR: np.random.default_rng(0)}).confidence_interval
+    return [float(low), float(high)]

@@ -1,0 +1,27 @@
+"""The upstream functions that this package wraps, and the parameters that it counts on."""
+from typing import NamedTuple, Tuple
+
+
+class Seam(NamedTuple):
+    """``target`` is "module:qualified.name"; ``parameters`` are its first parameters, in order."""
+
+    target: str
+    parameters: Tuple[str, ...]
+
+
+_TRAINER = ("self", "model", "env", "logger")
+
+SEAMS = (
+    Seam("dsrl.offline_env:OfflineEnv.get_dataset", ("self", "h5path")),
+    Seam("dsrl.offline_env:OfflineEnv.pre_process_data",
+         ("self", "data_dict", "outliers_percent", "noise_scale", "inpaint_ranges", "epsilon", "density")),
+    Seam("osrl.common.dataset:TransitionDataset.__init__",
+         ("self", "dataset", "reward_scale", "cost_scale", "state_init")),
+    Seam("osrl.algorithms.cpq:CPQTrainer.__init__", _TRAINER),
+    Seam("osrl.algorithms.cpq:CPQTrainer.train_one_step", ("self",)),
+    Seam("osrl.algorithms.bcql:BCQLTrainer.__init__", _TRAINER),
+    Seam("osrl.algorithms.bcql:BCQLTrainer.train_one_step", ("self",)),
+    Seam("osrl.algorithms.coptidice:COptiDICETrainer.__init__", _TRAINER),
+    Seam("osrl.algorithms.coptidice:COptiDICETrainer.train_one_step", ("self",)),
+    Seam("fsrl.utils.logger.base_logger:BaseLogger.save_checkpoint", ("self", "suffix")),
+)

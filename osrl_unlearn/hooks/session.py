@@ -1,0 +1,196 @@
+"""One run of an unedited script with --poison, --unlearn or --dataset: what is wrapped, and what happens after it."""
+import ast
+import dataclasses
+import random
+import sys
+import time
+from typing import Any, List, Optional
+
+from osrl_unlearn import environments, rundir
+from osrl_unlearn.data.dataset import check_arrays, check_file
+from osrl_unlearn.data.manifest import ForgetManifest
+from osrl_unlearn.data.poison import poison
+from osrl_unlearn.errors import IncompatibleAgent, RunError
+from osrl_unlearn.hooks.patching import Patch, PatchSet
+from osrl_unlearn.hooks.seams import SEAMS
+
+
+@dataclasses.dataclass
+class Record:
+    """One data dictionary that a script got from ``pre_process_data``."""
+    data: Any
+    ids: Any
+    manifest: Optional[ForgetManifest]
+    task: str
+    cost_limit: Optional[float]
+    python_random: Any
+    dataset: Optional[str] = None
+    reward_scale: Optional[float] = None
+    cost_scale: Optional[float] = None
+    used: bool = False
+
+
+class Session:
+    """Wraps the seams while a script runs, and unlearns when it is done.
+
+    Args:
+        attack: an Attack or None, with ``poison_settings`` = {"rate", "unit", "seed"}.
+        unlearn: an UnlearnConfig or None.
+        dataset: file given with --dataset, or None.
+    """
+
+    def __init__(self, attack=None, poison_settings=None, unlearn=None, dataset=None):
+        self.attack, self.poison_settings = attack, poison_settings or {}
+        self.unlearn = unlearn
+        self.dataset = dataset
+        self.forget = ForgetManifest.load(unlearn.forget) if unlearn and unlearn.forget else None
+        self.records: List[Record] = []
+        self.trainer = None
+        self.updates, self.seconds, self.batch_size = 0, 0.0, None
+        self._path = None
+        if dataset is not None:
+            check_file(dataset)
+        if unlearn and unlearn.reference:
+            rundir.read_config(unlearn.reference)
+
+    # Seams ------------------------------------------------------------------------------------------------------------
+
+    def patches(self):
+        """A PatchSet that wraps each seam as soon as the script imports its module."""
+        around = {"get_dataset": self._get_dataset, "pre_process_data": self._pre_process_data,
+                  "save_checkpoint": self._save_checkpoint, "train_one_step": self._train_one_step}
+        patches = PatchSet()
+        modules = {}
+        for seam in SEAMS:
+            owner, _, name = seam.target.partition(":")[2].rpartition(".")
+            call = around.get(name) or (self._new_dataset if owner == "TransitionDataset" else self._new_trainer)
+            modules.setdefault(seam.target.partition(":")[0], []).append(Patch(seam.target, call, seam.parameters))
+        for module, wanted in modules.items():
+            patches.when_imported(module, wanted)
+        return patches
+
+    def _get_dataset(self, original, env, h5path=None):
+        path = h5path if h5path is not None and self.dataset is None else environments.find_dataset(env, self.dataset)
+        data = original(env, path)
+        check_arrays(data, path)
+        from osrl_unlearn.data.trajectories import TrajectoryIndex
+        data[environments.TRAJECTORY] = TrajectoryIndex(data).row_ids()
+        self._path = path
+        return data
+
+    def _pre_process_data(self, original, env, data_dict, *args, **kwargs):
+        state = random.getstate()
+        data = original(env, data_dict, *args, **kwargs)
+        ids = data.pop(environments.TRAJECTORY, None)
+        task = env.spec.id if env.spec else type(env).__name__
+        manifest = self.forget
+        if self.attack is not None:
+            data, manifest, ids = poison(data, self.attack, ids=ids, task=task, dataset=self._path,
+                                         **self.poison_settings)
+            _say("poisoned {:,} of {:,} rows in {:,} trajectories with {}".format(
+                manifest.rows, len(data["rewards"]), manifest.trajectories, self.attack.name))
+        elif manifest is not None:
+            manifest.verify(data)
+            manifest = dataclasses.replace(manifest, dataset=self._path)
+        self.records.append(Record(data, ids, manifest, task, getattr(env, "target_cost", None),
+                                   [state[0], list(state[1]), state[2]], self._path))
+        return data
+
+    def _new_dataset(self, original, dataset, data, *args, **kwargs):
+        original(dataset, data, *args, **kwargs)
+        for record in self.records:
+            if record.data is data:
+                record.reward_scale, record.cost_scale = float(dataset.reward_scale), float(dataset.cost_scale)
+                record.used = True
+
+    def _new_trainer(self, original, trainer, *args, **kwargs):
+        original(trainer, *args, **kwargs)
+        self.trainer = trainer
+
+    def _train_one_step(self, original, trainer, *batch):
+        if self.batch_size is None:
+            self.batch_size = len(batch[0][0] if isinstance(batch[0], (list, tuple)) else batch[0])
+        started = time.perf_counter()
+        original(trainer, *batch)
+        self.seconds += time.perf_counter() - started
+        self.updates += 1
+
+    def _save_checkpoint(self, original, logger, suffix=None):
+        original(logger, suffix)
+        if self.trainer is None or self.trainer.logger is not logger or not logger.log_dir:
+            return
+        from osrl_unlearn.adapters import adapt
+        from osrl_unlearn.files import save_tensors
+        record = self._record()
+        if record is None:
+            return
+        suffix = "{:d}".format(suffix) if isinstance(suffix, int) else suffix
+        save_tensors(rundir.state_path(logger.log_dir, suffix), self._side_state(adapt(self.trainer), record))
+        if record.manifest is not None:
+            self._complete(record).save(rundir.manifest_path(logger.log_dir))
+
+    # After the script -------------------------------------------------------------------------------------------------
+
+    def finish(self, progress=True):
+        """Check that the poison reached the trainer; unlearn if asked to. Returns the text to print, or None."""
+        record = self._record()
+        if self.attack is not None and record is None:
+            raise RunError("the script never gave the poisoned data to OSRL's TransitionDataset: what it trained is "
+                           "not known to be poisoned")
+        if self.unlearn is None:
+            return None
+        from osrl_unlearn.adapters import adapt
+        from osrl_unlearn.unlearning import Trained, run_unlearning
+        if self.trainer is None or not self.updates:
+            raise RunError("the script trained no agent that can be unlearned (CPQ, BCQ-Lag or COptiDICE)")
+        if record is None or record.manifest is None:
+            raise RunError("there is nothing to forget: give --poison, or --unlearn.forget MANIFEST")
+        adapter = adapt(self.trainer)
+        folder = getattr(self.trainer.logger, "log_dir", None)
+        if not folder:
+            raise RunError("the script's logger writes no files, so there is no run directory to put the result in: "
+                           "set its logdir")
+        config = rundir.read_config(folder)
+        limit = record.cost_limit if record.cost_limit is not None else config["cost_limit"]
+        trained = Trained(adapter, record.data, record.ids, self._complete(record), folder, config, record.task,
+                          limit, record.reward_scale, record.cost_scale, self.updates, self.seconds, self.batch_size,
+                          python_random=record.python_random)
+        return run_unlearning(trained, self.unlearn, progress)[1]
+
+    def _record(self):
+        return next((record for record in reversed(self.records) if record.used), None)
+
+    def _complete(self, record):
+        return dataclasses.replace(record.manifest, reward_scale=record.reward_scale, cost_scale=record.cost_scale,
+                                   cost_limit=None if record.cost_limit is None else float(record.cost_limit))
+
+    def _side_state(self, adapter, record):
+        return rundir.side_state(adapter, updates=self.updates, batch_size=self.batch_size,
+                                 train_seconds=self.seconds, reward_scale=record.reward_scale,
+                                 cost_scale=record.cost_scale, dataset=record.dataset,
+                                 python_random=record.python_random)
+
+
+def refuse_unsupported(source, path):
+    """Raise IncompatibleAgent if a script imports trainers of OSRL, but none that can be unlearned.
+
+    Looking at the imports finds this before the script has written anything.
+    """
+    supported = {seam.target.partition(":")[2].split(".")[0] for seam in SEAMS}
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return  # running the script will say it better
+    trainers = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+                and (node.module or "").startswith("osrl.algorithms")
+                for alias in node.names if alias.name.endswith("Trainer")}
+    if trainers and not trainers & supported:
+        raise IncompatibleAgent("the agent of {}".format(path), [
+            "it is trained by {}; --unlearn works with {}".format(
+                ", ".join(sorted(trainers)), ", ".join(sorted(t for t in supported if t.endswith("Trainer"))))])
+
+
+def _say(message):
+    print("osrl-unlearn: " + message, file=sys.stderr)
+
+

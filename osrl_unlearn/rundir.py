@@ -1,0 +1,190 @@
+"""OSRL's run directories: what we read from them, and what we put beside OSRL's own files.
+
+    RUN_DIR/config.yaml, checkpoint/model.pt         OSRL's, never touched
+    RUN_DIR/osrl_unlearn/forget.json                 the forget manifest
+    RUN_DIR/osrl_unlearn/state.pt                    the training state that OSRL's checkpoint leaves out
+    RUN_DIR/unlearned/METHOD/                        a run directory of its own, which OSRL's eval scripts load
+    RUN_DIR/unlearned/METHOD/report.json, report.md, figures
+"""
+import os
+import random
+from typing import Any, Dict, List, NamedTuple, Optional
+
+import numpy as np
+import torch
+import yaml
+
+from osrl_unlearn import environments
+from osrl_unlearn.adapters import adapter_for_config
+from osrl_unlearn.adapters.base import Adapter
+from osrl_unlearn.data.manifest import ForgetManifest
+from osrl_unlearn.data.poison import repeat_attack
+from osrl_unlearn.errors import ManifestMismatch, RunError
+from osrl_unlearn.files import load_tensors, save_tensors, write_text
+
+SCHEMA = 1
+
+
+def manifest_path(run_dir):
+    """Where a run's forget manifest is."""
+    return os.path.join(run_dir, "osrl_unlearn", "forget.json")
+
+
+def state_path(run_dir, suffix=None):
+    """Where a run's side state is; ``suffix`` as in OSRL's ``model_best.pt``."""
+    return os.path.join(run_dir, "osrl_unlearn", "state{}.pt".format("" if suffix is None else "_{}".format(suffix)))
+
+
+def model_path(run_dir):
+    """Where OSRL puts and looks for a run's checkpoint."""
+    return os.path.join(run_dir, "checkpoint", "model.pt")
+
+
+def unlearned_dir(run_dir, method):
+    """Where the result of a method goes."""
+    return os.path.join(run_dir, "unlearned", method)
+
+
+def generator_state(device="cpu"):
+    """State of the global generators of Python, NumPy and torch, as primitives and tensors."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    from osrl_unlearn.methods.base import generator_states
+    return {"python": [version, list(internal), gauss],
+            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+            "torch": generator_states(device)}
+
+
+def set_generator_state(state, device="cpu"):
+    """Set what :func:`generator_state` returned."""
+    from osrl_unlearn.methods.base import set_generator_states
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    set_generator_states(state["torch"], device)
+
+
+def side_state(adapter, *, updates, batch_size, train_seconds, reward_scale, cost_scale, dataset=None,
+               python_random=None):
+    """What goes into state.pt: with it, and OSRL's checkpoint, training continues as if it had not stopped.
+
+    The streams of DataLoader workers cannot be saved: with ``num_workers`` above 0 the batches differ after a restart.
+    """
+    return {"schema": SCHEMA, "agent": adapter.name, "hidden": adapter.hidden_state(),
+            "generators": generator_state(adapter.device), "updates": updates, "batch_size": batch_size,
+            "train_seconds": train_seconds, "reward_scale": float(reward_scale), "cost_scale": float(cost_scale),
+            "dataset": dataset, "python_random": python_random}
+
+
+class Run(NamedTuple):
+    """A finished run, loaded."""
+    path: str
+    config: Dict[str, Any]
+    adapter: Adapter
+    state: Optional[Dict[str, Any]]
+    notes: List[str]
+
+
+def read_config(run_dir):
+    """A run's config.yaml. Raises RunError."""
+    path = os.path.join(run_dir, "config.yaml")
+    if not os.path.isdir(run_dir):
+        raise RunError("no run directory at {}: expected the folder that holds config.yaml and checkpoint/".format(
+            run_dir))
+    if not os.path.isfile(path):
+        raise RunError("{} has no config.yaml: give the run directory itself (OSRL nests it as "
+                       "logs/GROUP/NAME/NAME)".format(run_dir))
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = yaml.load(file, Loader=_ConfigLoader)
+    except yaml.YAMLError as error:
+        raise RunError("{} cannot be read: {}".format(path, str(error).splitlines()[0]))
+    missing = [key for key in ("task", "cost_limit", "episode_len", "reward_scale") if key not in (config or {})]
+    if missing:
+        raise RunError("{} lacks {}: expected the file that OSRL's logger saves".format(path, ", ".join(missing)))
+    return config
+
+
+class _ConfigLoader(yaml.SafeLoader):
+    """Safe, and reads the tuples that OSRL's configurations hold."""
+
+
+_ConfigLoader.add_constructor("tag:yaml.org,2002:python/tuple",
+                              lambda loader, node: tuple(loader.construct_sequence(node, deep=True)))
+
+
+def load(run_dir, device="cpu"):
+    """Load the agent of a run directory as :class:`Run`; ``notes`` say what could not be restored and what replaced it.
+
+    Raises RunError for a missing, foreign or unsafe file, EnvironmentProblem when the task cannot be made.
+    """
+    config = read_config(run_dir)
+    checkpoint = load_tensors(model_path(run_dir), device)
+    weights = checkpoint.get("model_state") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict):
+        raise RunError("{} holds no 'model_state': expected a checkpoint of OSRL".format(model_path(run_dir)))
+    with environments.stdout_to_stderr():
+        cls = adapter_for_config(config, weights)
+    if cls is None:
+        raise RunError("no adapter knows the agent in {} (its networks: {}): supported are CPQ, BCQ-Lag and "
+                       "COptiDICE".format(run_dir, ", ".join(sorted({n.split(".")[0] for n in weights}))))
+    env = environments.make(config["task"], config["cost_limit"], config["reward_scale"])
+    adapter = cls.build(config, env, device)
+    adapter.load_weights(weights)
+    notes = []
+    state = load_tensors(state_path(run_dir), device) if os.path.isfile(state_path(run_dir)) else None
+    if state is not None:
+        if state.get("agent") != adapter.name:
+            raise RunError("{} belongs to the agent '{}', the checkpoint to '{}'".format(
+                state_path(run_dir), state.get("agent"), adapter.name))
+        adapter.restore(state["hidden"])
+    else:
+        notes.append("no {}: the optimisers' moments start from zero".format(state_path(run_dir)))
+        for name in adapter.tensors + adapter.scalars:
+            notes.append("'{}' is not in OSRL's checkpoint: it starts from its initial value".format(name))
+        for name in adapter.constants:
+            notes.append("'{}' is not in OSRL's checkpoint: it is computed from the dataset".format(name))
+    return Run(run_dir, config, adapter, state, notes)
+
+
+def load_data(run, manifest, dataset=None):
+    """The data that the run's agent was trained on: (data, trajectory ids). Raises ManifestMismatch, DataError."""
+    state = run.state or {}
+    python_random = state.get("python_random")
+    if python_random is not None:
+        python_random = (python_random[0], tuple(python_random[1]), python_random[2])
+    dataset = dataset or (manifest.dataset if manifest.dataset and os.path.isfile(manifest.dataset) else None)
+    data, ids = environments.load(run.adapter.trainer.env, run.config, dataset, python_random)
+    if manifest.task and manifest.task != run.config["task"]:
+        raise ManifestMismatch("the forget manifest is for {}, the run for {}".format(
+            manifest.task, run.config["task"]))
+    if manifest.attack is not None and any(c["before"] is not None for c in manifest.columns.values()):
+        try:
+            manifest.verify(data)  # a file that is poisoned already
+        except ManifestMismatch:
+            again = repeat_attack(data, manifest, ids)
+            return again.data, again.ids
+        return data, ids
+    manifest.verify(data)
+    return data, ids
+
+
+def save_unlearned(folder, config, about, adapter, state):
+    """Write config.yaml, checkpoint/model.pt and state.pt of an unlearned agent, each atomically."""
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in adapter.model.state_dict().items()}
+    save_tensors(model_path(folder), {"model_state": weights})
+    save_tensors(state_path(folder), state)
+    if config is not None:
+        # yaml.dump writes tuples with a tag that both OSRL's FullLoader and ours read.
+        write_text(os.path.join(folder, "config.yaml"), yaml.dump(dict(config, osrl_unlearn=about), sort_keys=False))
+
+
+def load_manifest(run_dir, path=None):
+    """The manifest at ``path``, or the run's own (also of the run that an unlearned agent came from)."""
+    if path is None:
+        path = manifest_path(run_dir)
+        if not os.path.isfile(path):
+            raise ManifestMismatch("{} has no forget manifest of its own: name one with --forget MANIFEST".format(
+                run_dir))
+    return ForgetManifest.load(path)

@@ -1,0 +1,167 @@
+"""From a trained agent to files: evaluate, unlearn, evaluate again, save, report. Used by every way to start it."""
+import dataclasses
+import os
+import sys
+from typing import Any, Dict, List, Optional
+
+from osrl_unlearn import rundir
+from osrl_unlearn.data.manifest import ForgetManifest, versions
+from osrl_unlearn.engine import budget_steps, make_method, prepare
+from osrl_unlearn.errors import RunError
+from osrl_unlearn.evaluate.report import terminal_summary, write_report
+from osrl_unlearn.evaluate.rollouts import evaluate, normalization, scores
+from osrl_unlearn.files import load_tensors, save_tensors, sha256_state
+from osrl_unlearn.methods.base import Interrupted
+from osrl_unlearn.options import option
+
+
+@dataclasses.dataclass
+class UnlearnConfig:
+    """The --unlearn flags; ``method`` is NAME or what FILE.yaml names, ``options`` are the method's own."""
+    method: str
+    steps: Optional[int] = option(None, "updates to spend; excludes budget")
+    budget: Optional[float] = option(None, "updates to spend, as a share of the training's (default: the method's)")
+    forget: Optional[str] = option(None, "forget manifest (default: that of --poison, or of the run)")
+    reference: Optional[str] = option(None, "run directory of a retrained agent to compare with")
+    seed: int = option(0, "seed of batches and of torch during unlearning")
+    eval_episodes: int = option(20, "paired episodes per agent for the report; 0 switches evaluation off")
+    options: Dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.eval_episodes < 0:
+            raise ValueError("eval_episodes must not be negative, got {}".format(self.eval_episodes))
+
+
+@dataclasses.dataclass
+class Trained:
+    """A trained agent with its data, however it was come by."""
+    adapter: Any
+    data: Dict[str, Any]
+    ids: Any
+    manifest: ForgetManifest
+    folder: str                   # the run directory
+    config: Optional[Dict[str, Any]]
+    task: str
+    cost_limit: float
+    reward_scale: float
+    cost_scale: float
+    updates: Optional[int]
+    train_seconds: Optional[float]
+    batch_size: int
+    notes: List[str] = dataclasses.field(default_factory=list)
+    python_random: Any = None
+
+
+def run_unlearning(trained, config, progress=True, reference=None, more_agents=None):
+    """Unlearn ``trained`` as ``config`` says; write everything under its folder; return (report, summary text).
+
+    ``reference`` is an adapter of a retrained agent, or None to load ``config.reference``. OSRL's logger, if the
+    trainer has one, gets the trace at steps that continue the training's.
+
+    Raises :class:`OsrlUnlearnError` before anything is written for whatever the user can mend; KeyboardInterrupt after
+    Ctrl-C, with a file beside the result from which the same command goes on.
+    """
+    adapter = trained.adapter
+    method = make_method(config.method, config.options)
+    steps = budget_steps(method, trained.updates, config.steps, config.budget)
+    if reference is None and config.reference:
+        reference = rundir.load(config.reference, adapter.device)
+        if (reference.config["task"], reference.adapter.name) != (trained.task, adapter.name):
+            raise RunError("--unlearn.reference {} holds {} on {}, the agent is {} on {}".format(
+                config.reference, reference.adapter.name, reference.config["task"], adapter.name, trained.task))
+        reference = reference.adapter
+    folder = rundir.unlearned_dir(trained.folder, method.name)
+    prepared = prepare(adapter, trained.data, trained.manifest, method=method, steps=steps,
+                       batch_size=trained.batch_size, seed=config.seed, ids=trained.ids,
+                       reward_scale=trained.reward_scale, cost_scale=trained.cost_scale, progress=progress,
+                       on_check=_logging(adapter.trainer.logger, trained.updates or 0))
+    about = {"method": method.name, "options": dataclasses.asdict(method.options), "steps": steps,
+             "seed": config.seed, "batch_size": trained.batch_size}
+    before = {"hash": sha256_state(adapter.model.state_dict())}
+    resume = _resumable(folder, about, before["hash"])
+    constants = normalization(adapter.trainer.env, trained.cost_limit)
+
+    def score(agent, label):
+        if not config.eval_episodes:
+            return None
+        return scores(evaluate(agent, config.eval_episodes, config.seed, progress, label), constants)
+
+    poisoned = score(adapter, "evaluate before")
+    try:
+        outcome = prepared.run(resume)
+    except Interrupted as interrupted:
+        save_tensors(_resume_path(folder), dict(interrupted.state, about=about, model=before["hash"]))
+        print("\nosrl-unlearn: interrupted; the agent is in its last accepted state. Run the same unlearning again on "
+              "{} to go on from step {}".format(trained.folder, interrupted.state["i"]), file=sys.stderr)
+        raise KeyboardInterrupt
+    rundir.save_unlearned(folder, trained.config, about, adapter, rundir.side_state(
+        adapter, updates=(trained.updates or 0) + outcome.steps, batch_size=trained.batch_size,
+        train_seconds=trained.train_seconds, reward_scale=trained.reward_scale, cost_scale=trained.cost_scale,
+        dataset=trained.manifest.dataset, python_random=trained.python_random))
+    trained.manifest.save(rundir.manifest_path(folder))
+    if os.path.exists(_resume_path(folder)):
+        os.unlink(_resume_path(folder))
+    report = _report(trained, config, about, outcome, constants, before["hash"])
+    report["poisoned"] = poisoned
+    report["unlearned"] = score(adapter, "evaluate after")
+    report["reference"] = score(reference, "evaluate reference") if reference is not None else None
+    if more_agents:
+        report["more_agents"] = more_agents
+    write_report(folder, report, outcome.trace)
+    return report, terminal_summary(report, folder)
+
+
+def _report(trained, config, about, outcome, constants, model_before):
+    manifest, trace, train = trained.manifest, outcome.trace, trained.train_seconds
+    ratio = lambda a, b: a / b if b else None  # noqa: E731
+    multipliers = [entry["multiplier"] for entry in trace if "multiplier" in entry]
+    return {
+        "schema": 1, "task": trained.task, "agent": trained.adapter.name, "method": about["method"],
+        "options": about["options"], "cost_limit": float(trained.cost_limit), "seed": config.seed,
+        "dataset": manifest.dataset,
+        "attack": None if manifest.attack is None else dict(
+            manifest.attack, rate=manifest.rate, unit=manifest.unit, seed=manifest.seed),
+        "forget": {"unit": manifest.unit, "rows": manifest.rows, "trajectories": manifest.trajectories,
+                   "share": manifest.rows / len(trained.data["rewards"])},
+        "updates": {"train": trained.updates, "unlearn": outcome.steps,
+                    "ratio": ratio(outcome.steps, trained.updates)},
+        "wall_seconds": {"train": train, "unlearn": outcome.seconds, "ratio": ratio(outcome.seconds, train)},
+        "normalization": constants,
+        "critics": {value: {rows: {
+            "before": outcome.before["{}/{}".format(value, rows)],
+            "after": outcome.after["{}/{}".format(value, rows)]} for rows in ("forget", "retain")}
+            for value in ("reward_value", "cost_value")},
+        "multiplier": {"max": max(multipliers), "mean": sum(multipliers) / len(multipliers),
+                       "final": multipliers[-1],
+                       "active_share": sum(m > 0 for m in multipliers) / len(multipliers)} if multipliers else None,
+        "gate": outcome.gate, "accepted": outcome.accepted, "rollbacks": outcome.rollbacks,
+        "reason": outcome.reason, "versions": versions(),
+        "models": {"before": model_before, "after": sha256_state(trained.adapter.model.state_dict())},
+        "notes": trained.notes,
+    }
+
+
+def _logging(logger, offset):
+    """Log checks to OSRL's logger, but not to progress.txt: its columns are fixed by the first line."""
+    def on_check(step, entry):
+        logger.reset_data()
+        logger.store(tab="unlearn", **{key: value for key, value in entry.items() if key != "step"})
+        logger.write_without_reset(offset + step)
+        logger.reset_data()
+    return on_check
+
+
+def _resume_path(folder):
+    return os.path.join(folder, "osrl_unlearn", "resume.pt")
+
+
+def _resumable(folder, about, model):
+    path = _resume_path(folder)
+    if not os.path.isfile(path):
+        return None
+    state = load_tensors(path)
+    if state.pop("about") != about or state.pop("model") != model:
+        raise RunError("{} is from an interrupted run with other settings: delete it to start anew, or repeat the "
+                       "settings to go on".format(path))
+    print("osrl-unlearn: going on from step {} of an interrupted run".format(state["i"]), file=sys.stderr)
+    return state
