@@ -74,6 +74,8 @@ def run(argv):
         if status:
             return status
         text = session.finish() if session is not None else None
+        if text:
+            _finish_wandb()
     finally:
         for note in (patches.undo() if patches is not None else []):
             print("osrl-unlearn: " + note, file=sys.stderr)
@@ -82,6 +84,13 @@ def run(argv):
     if text:
         print(text)
     return 0
+
+
+def _finish_wandb():
+    """wandb prints a summary when the process ends; ours should be the last lines."""
+    wandb = sys.modules.get("wandb")
+    if getattr(wandb, "run", None) is not None:
+        wandb.finish()
 
 
 def _run_target(runner, line, rest):

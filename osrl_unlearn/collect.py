@@ -7,7 +7,6 @@ trajectories kept so far to ``OUT.partial.hdf5``, a dataset like any other, and 
 resumed: the same command starts anew.
 """
 import contextlib
-import ctypes
 import difflib
 import os
 import re
@@ -38,7 +37,7 @@ def add_arguments(parser):
     parser.add_argument("--task", required=True, help="DSRL task, such as OfflineBallCircle-v0")
     parser.add_argument("--out", required=True, help="HDF5 file to write")
     parser.add_argument("--trajectories", type=int, default=450, help="trajectories to keep (default 450)")
-    parser.add_argument("--steps", type=int, help="environment steps (default 5 episodes for each trajectory kept)")
+    parser.add_argument("--steps", type=int, help="environment steps (default 6 episodes for each trajectory kept)")
     parser.add_argument("--cost-limits", type=float, nargs="+", metavar="LIMIT",
                         help="cost limits, each in force for an equal part of the steps (default: from 5 to 100 %% of "
                              "the largest cost in DSRL's data of the task)")
@@ -68,9 +67,10 @@ def collect(task, out, *, trajectories=450, steps=None, cost_limits=None, algori
     """
     out = os.fspath(out)
     _check_options(out, trajectories, steps, cost_limits, algorithm, seed)
+    console = sys.stderr
     with _stdout_to_stderr():
         env, length, max_cost = _make_env(task, seed)
-        steps = steps or 5 * trajectories * length
+        steps = steps or 6 * trajectories * length
         cost_limits = [float(limit) for limit in cost_limits or np.multiply(LIMIT_SHARES, max_cost)]
         about = {"task": task, "algorithm": algorithm, "seed": seed, "steps": steps, "cost_limits": cost_limits}
         about["command"] = shlex.join(
@@ -80,7 +80,7 @@ def collect(task, out, *, trajectories=450, steps=None, cost_limits=None, algori
         about["versions"] = _versions()
         kept = _trajectory_buffer(trajectories, max(max_cost, max(cost_limits)))
         try:
-            _train(env, kept, steps, cost_limits, algorithm, seed, progress)
+            _train(env, kept, steps, cost_limits, algorithm, seed, console if progress else None)
         except KeyboardInterrupt:
             # The filter moves entries in place: one that was interrupted may have left some of them twice.
             unique = list({id(trajectory): trajectory for trajectory in kept.buffer}.values())
@@ -88,7 +88,7 @@ def collect(task, out, *, trajectories=450, steps=None, cost_limits=None, algori
                 raise KeyboardInterrupt("no trajectory was complete, nothing is written")
             partial = os.path.splitext(out)[0] + ".partial.hdf5"
             _write(partial, unique, dict(about, partial=True))
-            raise KeyboardInterrupt("the {} trajectories so far are in {}; nothing was written to {}, and the same "
+            raise KeyboardInterrupt("the trajectories so far ({}) are in {}; nothing was written to {}, and the same "
                                     "command starts anew".format(len(unique), partial, out))
         finally:
             env.close()
@@ -103,16 +103,17 @@ def collect(task, out, *, trajectories=450, steps=None, cost_limits=None, algori
 @contextlib.contextmanager
 def _stdout_to_stderr():
     """Standard output is for the result, but DSRL, FSRL and Tianshou print, and so does PyBullet's C code."""
-    sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
+    # Bullet-Safety-Gym flushes C's streams by the names of Python's, so these must be the real ones.
+    out, err = sys.__stdout__, sys.__stderr__
+    out.flush()
+    saved = os.dup(out.fileno())
+    os.dup2(err.fileno(), out.fileno())
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             yield
     finally:
-        with contextlib.suppress(Exception):
-            ctypes.CDLL(None).fflush(None)  # C keeps back what it prints into a pipe
-        os.dup2(saved, 1)
+        out.flush()
+        os.dup2(saved, out.fileno())
         os.close(saved)
 
 
@@ -197,8 +198,8 @@ def _trajectory_buffer(trajectories, max_cost):
     return Buffer(trajectories, cmax=1.1 * max_cost)
 
 
-def _train(env, kept, steps, cost_limits, algorithm, seed, progress):
-    """Train a learner for ``steps`` steps in ``env`` and store every trajectory in ``kept``."""
+def _train(env, kept, steps, cost_limits, algorithm, seed, console):
+    """Train a learner for ``steps`` steps in ``env``, store its trajectories in ``kept``, show a bar on ``console``."""
     import fsrl.agent
     from fsrl.data import BasicCollector
     from fsrl.utils import DummyLogger
@@ -214,7 +215,7 @@ def _train(env, kept, steps, cost_limits, algorithm, seed, progress):
     collector = BasicCollector(policy, env, ReplayBuffer(EPISODES_PER_UPDATE * env.spec.max_episode_steps),
                                exploration_noise=True, traj_buffer=kept)
     done = 0
-    with tqdm(total=steps, unit="step", file=sys.stderr, disable=not progress) as bar:
+    with tqdm(total=steps, unit="step", file=console, disable=console is None) as bar:
         while done < steps:
             limit = cost_limits[len(cost_limits) * done // steps]
             # One episode a call: within a call FSRL 0.1.0 starts the next episode from the last observation of the
