@@ -52,10 +52,11 @@ class Trained:
     python_random: Any = None
 
 
-def run_unlearning(trained, config, progress=True, reference=None, more_agents=None):
+def run_unlearning(trained, config, progress=True, reference=None, more_agents=None, known=None):
     """Unlearn ``trained`` as ``config`` says; write everything under its folder; return (report, summary text).
 
-    ``reference`` is an adapter of a retrained agent, or None to load ``config.reference``. OSRL's logger, if the
+    ``reference`` is an adapter of a retrained agent, or None to load ``config.reference``. ``more_agents`` are further
+    entries for the report, ``known`` the entries "poisoned" and "retrained" if these agents were evaluated before. OSRL's logger, if the
     trainer has one, gets the trace at steps that continue the training's.
 
     Raises :class:`OsrlUnlearnError` before anything is written for whatever the user can mend; KeyboardInterrupt after
@@ -86,7 +87,8 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
             return None
         return scores(evaluate(agent, config.eval_episodes, config.seed, progress, label), constants)
 
-    poisoned = score(adapter, "evaluate before")
+    known = known or {}
+    poisoned = known.get("poisoned") or score(adapter, "evaluate before")
     try:
         outcome = prepared.run(resume)
     except Interrupted as interrupted:
@@ -104,7 +106,9 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     report = _report(trained, config, about, outcome, constants, before["hash"])
     report["poisoned"] = poisoned
     report["unlearned"] = score(adapter, "evaluate after")
-    report["reference"] = score(reference, "evaluate reference") if reference is not None else None
+    report["reference"] = None
+    if reference is not None:
+        report["reference"] = known.get("retrained") or score(reference, "evaluate reference")
     if more_agents:
         report["more_agents"] = more_agents
     write_report(folder, report, outcome.trace)

@@ -28,7 +28,8 @@ def quick():
 
 # Trajectories with more than 1.1 times the largest limit are dropped; an untrained learner has many above DSRL's 80.
 def small(out, **options):
-    return module.collect(TASK, out, **dict({"trajectories": 3, "steps": 1000, "cost_limits": (5, 200), "progress": False}, **options))
+    options = dict({"trajectories": 3, "steps": 1000, "cost_limits": (5, 200), "progress": False}, **options)
+    return module.collect(TASK, out, **options)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ class NoOptions:
 @dataclasses.dataclass
 class UpdateOptions:
     """Options of methods that continue from the trained agent."""
-    learning_rate: float = option(1e-3, "of the networks' optimisers at the first step, falling linearly to their own "
+    learning_rate: float = option(3e-3, "of the networks' optimisers at the first step, falling linearly to their own "
                                         "at the last; a higher own rate stays; 0 leaves all as they are")
 
     def __post_init__(self):

@@ -36,7 +36,7 @@ class SafeRuleOptions(UpdateOptions):
     reward_weight: float = option(0.1, "F1: suppression of the reward critic on the forget set")
     cost_weight: float = option(1.0, "F2: cost critic on the forget set")
     sigma: int = option(1, "F2: 1 forgotten pairs are priced as violating, -1 as free of cost, 0 no cost term")
-    generator_weight: float = option(1.0, "generator: forgotten actions are no longer reproduced")
+    generator_weight: float = option(2.0, "generator: forgotten actions are no longer reproduced")
     policy_weight: float = option(1.0, "F3: Lagrangian of the policy, for agents with action values")
     action_weight: float = option(1.0, "F3: forgotten actions become less likely")
     repair_action_weight: float = option(0.1, "C3: the same during the repair")
