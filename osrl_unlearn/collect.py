@@ -160,8 +160,9 @@ def _make_env(task, seed):
         if match and (match.group(2) or name.replace("-v", "Gymnasium-v") not in gym.registry):
             tasks[name] = match.group(1)
     if task not in tasks:
-        near = difflib.get_close_matches(task, tasks, n=3, cutoff=0.3) or sorted(tasks)
-        raise ConfigError("no DSRL task is called {!r}; the nearest are {}".format(task, ", ".join(near)))
+        near = ([name for name in tasks if name.replace("Gymnasium", "") == task]
+                or difflib.get_close_matches(task, tasks, n=3, cutoff=0.3) or sorted(tasks))
+        raise ConfigError("collect knows no DSRL task {!r}; nearest: {}".format(task, ", ".join(near)))
     seed_all(seed)
     try:
         offline = gym.make(task, disable_env_checker=True)

@@ -136,9 +136,7 @@ class _Run:
         self.probes = {"forget": ctx.forget.everything(PROBE_ROWS), "retain": ctx.retain.everything(PROBE_ROWS)}
         self.i, self.trace, self.rollbacks, self.seconds = 0, [], 0, 0.0
         self.reason = "budget spent"
-        networks = [ctx.adapter.parts[role].optimizer for role in NETWORKS if role in ctx.adapter.parts]
-        self.groups = [group for name in networks for group in ctx.adapter.optimizers()[name].param_groups]
-        self.own_rates = [group["lr"] for group in self.groups]
+        self.own_rates = [group["lr"] for group in self._groups()]
         if resume is None:
             self.before = self.good = ctx.adapter.state()
             self.values_before = self._values()
@@ -151,6 +149,7 @@ class _Run:
         ctx, method = self.ctx, self.method
         started, spent = time.perf_counter(), self.seconds
         every = max(1, ctx.steps // CHECKS)
+        self._saved = self._state()
         bar = tqdm(total=ctx.steps, initial=self.i, desc=method.name, disable=not ctx.progress, dynamic_ncols=True)
         try:
             while self.i < ctx.steps:
@@ -161,19 +160,18 @@ class _Run:
                 diverged = not all(math.isfinite(v) for v in metrics.values())
                 if self.i % every and self.i != ctx.steps and not diverged:
                     continue
-                if not self._check(metrics, diverged, bar):
+                going_on = self._check(metrics, diverged, bar)
+                self.seconds = spent + time.perf_counter() - started
+                stop = method.finished(ctx, self.i) if going_on else None
+                if stop or not going_on:
+                    self.reason = stop or self.reason
                     break
-                stop = method.finished(ctx, self.i)
-                if stop:
-                    self.reason = stop
-                    break
-            self.seconds = spent + time.perf_counter() - started
+                self._saved = self._state()
         except KeyboardInterrupt:
-            self.seconds = spent + time.perf_counter() - started
-            state = self._state()
+            # Ctrl-C may have come in the middle of an update: only what was saved at the last check is whole.
             ctx.adapter.restore(self.good)
             self._set_rates(0)
-            raise Interrupted(state)
+            raise Interrupted(self._saved)
         finally:
             bar.close()
         if not self.ever_accepted:
@@ -185,8 +183,13 @@ class _Run:
 
     def _set_rates(self, left):
         peak = getattr(self.method.options, "learning_rate", 0)
-        for group, own in zip(self.groups, self.own_rates):
+        for group, own in zip(self._groups(), self.own_rates):
             group["lr"] = own + max(0, peak - own) * left
+
+    def _groups(self):
+        # Looked up every time: restoring an optimiser's state replaces its parameter groups.
+        optimizers, parts = self.ctx.adapter.optimizers(), self.ctx.adapter.parts
+        return [group for role in NETWORKS if role in parts for group in optimizers[parts[role].optimizer].param_groups]
 
     def _check(self, metrics, diverged, bar):
         ctx = self.ctx
@@ -227,9 +230,9 @@ class _Run:
 
     def _state(self):
         ctx = self.ctx
-        return {"i": self.i, "trace": self.trace, "rollbacks": self.rollbacks, "seconds": self.seconds,
-                "before": self.before, "good": self.good, "values_before": self.values_before, "ever_accepted": self.ever_accepted,
-                "agent": ctx.adapter.state(), "method": self.method.state(),
+        return {"i": self.i, "trace": list(self.trace), "rollbacks": self.rollbacks, "seconds": self.seconds,
+                "before": self.before, "good": self.good, "values_before": self.values_before,
+                "ever_accepted": self.ever_accepted, "agent": ctx.adapter.state(), "method": self.method.state(),
                 "views": [ctx.forget.state(), ctx.retain.state()], "torch": generator_states(ctx.adapter.device)}
 
     def _set_state(self, saved):

@@ -1,0 +1,332 @@
+"""What every attack, adapter and method has to keep. Subclass, name yours, and let pytest collect the subclass.
+
+    class TestMine(AttackContract):
+        def make(self):
+            return MyAttack()
+"""
+import copy
+
+import numpy as np
+import torch
+
+from osrl_unlearn.adapters import adapt
+from osrl_unlearn.data.manifest import ForgetManifest
+from osrl_unlearn.data.poison import REQUIRED, poison
+from osrl_unlearn.data.trajectories import TrajectoryIndex
+from osrl_unlearn.data.views import DatasetView, TransitionStore, forget_and_retain
+from osrl_unlearn.methods.base import Context, Interrupted
+from osrl_unlearn.methods.gate import SafetyGate
+from osrl_unlearn.testing.toys import toy_data
+
+
+def assert_same(one, other, where="state"):
+    """Deep equality of nested dictionaries, lists, tensors and numbers, bit by bit."""
+    if isinstance(one, dict):
+        assert set(one) == set(other), where
+        for key in one:
+            assert_same(one[key], other[key], "{}.{}".format(where, key))
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for n, (a, b) in enumerate(zip(one, other)):
+            assert_same(a, b, "{}[{}]".format(where, n))
+    elif torch.is_tensor(one) or torch.is_tensor(other):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other)), where
+    else:
+        assert one == other, where
+
+
+class AttackContract:
+    """Override :meth:`make`, and :meth:`data` if the attack needs other data."""
+
+    def make(self):
+        """The attack under test."""
+        raise NotImplementedError("override make() with the attack under test")
+
+    def data(self):
+        """Data that the attack works on."""
+        return toy_data()
+
+    def test_the_given_data_stay_as_they_are(self):
+        data = self.data()
+        before = copy.deepcopy(data)
+        for unit in sorted(self.make().units):
+            poison(data, self.make(), rate=0.5, unit=unit)
+        for name in before:
+            assert np.array_equal(data[name], before[name]), name
+
+    def test_exactly_the_rows_of_the_manifest_change_and_only_declared_columns(self):
+        data, attack = self.data(), self.make()
+        for unit in sorted(attack.units):
+            result = poison(data, attack, rate=0.4, unit=unit)
+            rows = result.manifest.row_numbers(result.data, result.ids)
+            assert len(rows) == result.manifest.rows > 0
+            differ = np.zeros(len(result.data["rewards"]), bool)
+            differ[len(data["rewards"]):] = True
+            for name in REQUIRED:
+                old, new = data[name], result.data[name]
+                changed = (old != new[:len(old)]).reshape(len(old), -1).any(1)
+                assert name in attack.columns or not changed.any(), name
+                differ[:len(old)] |= changed
+                assert new.dtype == old.dtype, name
+            assert not differ[np.setdiff1d(np.arange(len(differ)), rows)].any()
+            assert differ[rows].any()
+
+    def test_untouched_columns_are_shared_not_copied(self):
+        data, attack = self.data(), self.make()
+        if attack.adds_rows:
+            return
+        result = poison(data, attack, rate=0.4)
+        for name in set(REQUIRED) - set(attack.columns):
+            assert result.data[name] is data[name], name
+
+    def test_the_seed_decides_and_global_generators_are_left_alone(self):
+        data = self.data()
+        state = np.random.get_state()[1].copy()
+        one, two = (poison(data, self.make(), rate=0.4, unit=sorted(self.make().units)[-1], seed=3) for _ in range(2))
+        assert np.array_equal(np.random.get_state()[1], state)
+        assert one.manifest.columns == two.manifest.columns and one.manifest.spans == two.manifest.spans
+
+    def test_rate_zero_changes_nothing(self):
+        data = self.data()
+        result = poison(data, self.make(), rate=0.0)
+        assert result.manifest.rows == 0
+        for name in data:
+            assert result.data[name] is data[name], name
+
+    def test_the_manifest_survives_disk_and_verifies(self, tmp_path):
+        data = self.data()
+        result = poison(data, self.make(), rate=0.4)
+        result.manifest.save(str(tmp_path / "forget.json"))
+        loaded = ForgetManifest.load(str(tmp_path / "forget.json"))
+        assert loaded == result.manifest
+        loaded.verify(result.data)
+        loaded.verify(data, "before")
+
+
+class _WithAgent:
+    def make_trainer(self, seed=0):
+        """A small OSRL trainer of the agent under test, built after seeding torch with ``seed``."""
+        raise NotImplementedError("override make_trainer() with a small trainer")
+
+    def data(self):
+        """Data with the observation and action sizes of the trainer."""
+        return toy_data()
+
+    def agent(self, seed=0):
+        """The adapter of a fresh trainer."""
+        torch.manual_seed(seed)
+        return adapt(self.make_trainer(seed))
+
+    def views(self, seed=0):
+        """(store, forget view, retain view) in which the two last trajectories are to be forgotten."""
+        data = self.data()
+        index = TrajectoryIndex(data)
+        store = TransitionStore(data, 0.1, 1.0)
+        return (store,) + forget_and_retain(store, np.arange(index.starts[-2], index.stops[-1]), seed)
+
+    def train(self, agent, view, steps, seed=0):
+        """Ordinary updates from a seeded generator."""
+        torch.manual_seed(seed)
+        for _ in range(steps):
+            agent.update(view.batch(32))
+
+
+class AdapterContract(_WithAgent):
+    """Override :meth:`make_trainer`."""
+
+    def test_it_recognises_its_trainer_and_finds_no_problem(self):
+        agent = self.agent()
+        assert type(agent).matches(agent.trainer) and type(agent).check(agent.trainer) == []
+
+    def test_missing_parts_are_reported_all_at_once(self):
+        trainer = self.agent().trainer
+        names = [part.optimizer for part in adapt(trainer).parts.values()][:2]
+        for name in names:
+            delattr(trainer.model, name)
+        problems = type(self.agent()).check(trainer)
+        assert all(any(name in problem for problem in problems) for name in names)
+
+    def test_restore_is_exact_and_training_goes_on_as_if_never_stopped(self):
+        agent, (_, _, view) = self.agent(), self.views()
+        self.train(agent, view, 3)
+        saved, position = agent.state(), view.state()
+        self.train(agent, view, 3, seed=1)
+        first = agent.state()
+        agent.restore(saved)
+        assert_same(agent.state(), saved)
+        view.set_state(position)
+        self.train(agent, view, 3, seed=1)
+        assert_same(agent.state(), first)
+
+    def test_a_new_agent_continues_from_weights_and_hidden_state(self):
+        agent, (_, _, view) = self.agent(), self.views()
+        self.train(agent, view, 3)
+        weights, hidden, position = agent.model.state_dict(), agent.hidden_state(), view.state()
+        other = self.agent(seed=7)
+        other.load_weights(weights)
+        other.restore(hidden)
+        self.train(agent, view, 3, seed=1)
+        view.set_state(position)
+        self.train(other, view, 3, seed=1)
+        assert_same(other.state(), agent.state())
+
+    def test_an_update_without_extra_is_the_trainers_own(self):
+        agent, other, (_, _, view) = self.agent(), self.agent(), self.views()
+        batch = view.batch(32)
+        torch.manual_seed(5)
+        losses = agent.update(batch)
+        torch.manual_seed(5)
+        columns = batch[:agent.columns]
+        other.trainer.train_one_step(*([list(columns)] if agent.columns == 7 else columns))
+        assert_same(agent.state(), other.state())
+        assert losses
+
+    def test_an_extra_loss_of_zero_changes_nothing_and_any_other_only_its_part(self):
+        batch = self.views()[2].batch(32)
+        for role, part in self.agent().parts.items():
+            results = []
+            for weight in (None, 0.0, 1.0):
+                agent = self.agent()
+                module = getattr(agent.model, part.module)
+                target = module if torch.is_tensor(module) else next(module.parameters())
+                torch.manual_seed(5)
+                agent.update(batch, None if weight is None else {role: lambda: weight * (target ** 2 + target).sum()})
+                results.append(agent.state())
+                assert "step" not in vars(agent.optimizers()[part.optimizer])
+            assert_same(results[0], results[1])
+            changed = [n for n, t in results[0]["weights"].items() if not torch.equal(t, results[2]["weights"][n])]
+            assert torch.is_tensor(module) or changed
+
+    def test_reset_is_a_fresh_construction(self):
+        agent, (_, _, view) = self.agent(), self.views()
+        self.train(agent, view, 2)
+        torch.manual_seed(11)
+        agent.reset()
+        fresh = self.agent(seed=11).state()
+        state = agent.state()
+        for kind in ("weights", "tensors", "scalars"):
+            assert_same(state[kind], fresh[kind], kind)
+        assert all(not o["state"] for o in state["optimizers"].values())
+
+    def test_nothing_that_training_changes_is_missing_from_the_state(self):
+        agent, (_, _, view) = self.agent(), self.views()
+        self.train(agent, view, 1)
+        before = {name: value.detach().clone() for name, value in _loose_tensors(agent.model)}
+        self.train(agent, view, 2)
+        known = set(agent.tensors) | set(agent.constants) | {path.split(".")[0] for path in agent.scalars}
+        missing = [name for name, value in _loose_tensors(agent.model) if name in before
+                   and not torch.equal(before[name], value) and name.lstrip("_") not in known and name not in known]
+        assert missing == []
+
+    def test_the_frozen_twin_stays_while_the_agent_moves(self):
+        agent, (_, _, view) = self.agent(), self.views()
+        self.train(agent, view, 2)
+        twin, batch = agent.frozen(), view.batch(16)
+        before = twin.reward_value(batch).clone(), twin.cost_value(batch).clone()
+        assert torch.equal(before[0], agent.reward_value(batch))
+        self.train(agent, view, 3)
+        assert torch.equal(before[0], twin.reward_value(batch)) and torch.equal(before[1], twin.cost_value(batch))
+        assert not torch.equal(before[0], agent.reward_value(batch))
+
+    def test_values_and_actions_have_the_promised_shapes(self):
+        agent, batch = self.agent(), self.views()[2].batch(16)
+        actions = agent.actions(batch.observations)
+        assert actions.shape == batch.actions.shape and actions.requires_grad
+        assert agent.reward_value(batch).shape[1:] == agent.cost_value(batch).shape[1:] == (16,)
+        assert agent.preference(batch).shape == agent.cost_price(batch).shape == (16,)
+        assert agent.violation(batch).shape == () and agent.cost_threshold > 0
+        if "log_prob" in agent.capabilities:
+            assert agent.log_prob(batch.observations, batch.actions).shape == (16,)
+            assert torch.isfinite(agent.log_prob(batch.observations, torch.ones_like(batch.actions))).all()
+        if "generator" in agent.capabilities:
+            assert agent.generator_error(batch).shape == (16,)
+        if "action_values" in agent.capabilities:
+            assert agent.policy_loss(batch.observations, 1.0).requires_grad
+
+
+class MethodContract(_WithAgent):
+    """Override :meth:`make` and :meth:`make_trainer`."""
+
+    def make(self):
+        """The method under test."""
+        raise NotImplementedError("override make() with the method under test")
+
+    def context(self, agent, steps=20, **more):
+        """A context of small batches."""
+        store, forget, retain = self.views()
+        gate = SafetyGate(store, retain, agent.frozen(), 0.99, agent.cost_threshold) if self.make().gated else None
+        return Context(agent, forget, retain, steps, 32, gate=gate, progress=False, **more)
+
+    def trained(self):
+        """An agent after a few ordinary updates on all data."""
+        agent, (store, _, _) = self.agent(), self.views()
+        self.train(agent, DatasetView(store, np.arange(len(store))), 5)
+        return agent
+
+    def test_it_changes_the_agent_within_its_budget_and_leaves_torch_alone(self):
+        agent = self.trained()
+        before, generator = agent.state(), torch.get_rng_state()
+        outcome = self.make().run(self.context(agent))
+        assert torch.equal(torch.get_rng_state(), generator)
+        assert 0 < outcome.steps <= 20 and outcome.trace and outcome.seconds > 0
+        changed = any(not torch.equal(t, before["weights"][n]) for n, t in agent.model.state_dict().items())
+        assert changed == outcome.accepted and (outcome.accepted or self.make().gated)
+        for entry in outcome.trace:
+            assert {"step", "reward_value/forget", "cost_value/retain", "accepted"} <= set(entry)
+
+    def test_learning_rates_are_as_before_when_it_is_done(self):
+        agent = self.trained()
+        before = [[g["lr"] for g in o.param_groups] for o in agent.optimizers().values()]
+        self.make().run(self.context(agent))
+        assert [[g["lr"] for g in o.param_groups] for o in agent.optimizers().values()] == before
+
+    def test_the_seed_decides(self):
+        results = []
+        for _ in range(2):
+            agent = self.trained()
+            self.make().run(self.context(agent))
+            results.append(agent.model.state_dict())
+        assert_same(*results)
+
+    def test_interrupted_and_resumed_equals_uninterrupted(self, tmp_path):
+        whole = self.trained()
+        self.make().run(self.context(whole))
+
+        def interrupt(step, metrics):
+            if step == 10:
+                raise KeyboardInterrupt
+
+        agent, saved = self.trained(), None
+        try:
+            self.make().run(self.context(agent, on_check=interrupt))
+        except Interrupted as stop:
+            saved = stop.state
+        assert saved is not None
+        torch.save(saved, str(tmp_path / "resume.pt"))
+        agent = self.trained()
+        outcome = self.make().run(self.context(agent), torch.load(str(tmp_path / "resume.pt"), weights_only=True))
+        assert outcome.steps == 20
+        assert_same(agent.model.state_dict(), whole.model.state_dict())
+
+    def test_divergence_rolls_back(self):
+        method, agent = self.make(), self.trained()
+        step = method.step
+
+        def diverge(ctx, i):
+            metrics = step(ctx, i)
+            if i == 12:
+                with torch.no_grad():
+                    next(ctx.adapter.model.parameters()).fill_(float("nan"))
+                metrics["loss"] = float("nan")
+            return metrics
+
+        method.step = diverge
+        outcome = method.run(self.context(agent))
+        assert "diverged" in outcome.reason and outcome.rollbacks >= 1
+        assert all(torch.isfinite(t).all() for t in agent.model.state_dict().values())
+
+
+def _loose_tensors(model):
+    for name, value in vars(model).items():
+        if torch.is_tensor(value):
+            yield name, value

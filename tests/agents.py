@@ -1,0 +1,25 @@
+"""Small OSRL trainers for toy data (observations of size 8, actions of size 2)."""
+import contextlib
+import sys
+
+import numpy as np
+
+with contextlib.redirect_stdout(sys.stderr):
+    from osrl.algorithms import (BCQL, CPQ, BCQLTrainer, COptiDICE, COptiDICETrainer, CPQTrainer)
+
+AGENTS = ("bcql", "coptidice", "cpq")
+COMMON = dict(state_dim=8, action_dim=2, max_action=1.0, a_hidden_sizes=[16, 16], c_hidden_sizes=[16, 16],
+              cost_limit=5, episode_len=15)
+
+
+def make_trainer(name, env=None):
+    """A trainer of the agent ``name`` with networks of 16 units; draws its weights from torch's generator."""
+    if name == "cpq":
+        model = CPQ(vae_hidden_sizes=16, sample_action_num=3, num_q=2, num_qc=2, **COMMON)
+        return CPQTrainer(model, env, actor_lr=1e-3, critic_lr=1e-3, reward_scale=0.1)
+    if name == "bcql":
+        model = BCQL(vae_hidden_sizes=16, sample_action_num=3, PID=[2.0, 0.06, 0.02], num_q=2, num_qc=2, **COMMON)
+        return BCQLTrainer(model, env, actor_lr=1e-3, critic_lr=1e-3, reward_scale=0.1)
+    model = COptiDICE(f_type="softchi", init_state_propotion=0.07, observations_std=np.ones((1, 8), np.float32),
+                      actions_std=np.ones((1, 2), np.float32), num_nu=2, num_chi=2, **COMMON)
+    return COptiDICETrainer(model, env, reward_scale=0.1)

@@ -1,0 +1,51 @@
+"""The shipped contracts, over every built-in attack, agent and method."""
+import pytest
+from agents import AGENTS, make_trainer
+
+from osrl_unlearn.registry import ATTACKS, METHODS
+from osrl_unlearn.testing import AdapterContract, AttackContract, MethodContract
+
+
+@pytest.fixture(params=sorted(ATTACKS.builtins))
+def attack_name(request):
+    return request.param
+
+
+@pytest.fixture(params=AGENTS)
+def agent_name(request):
+    return request.param
+
+
+@pytest.fixture(params=sorted(METHODS.builtins))
+def method_name(request):
+    return request.param
+
+
+class TestAttacks(AttackContract):
+    @pytest.fixture(autouse=True)
+    def _name(self, attack_name):
+        self.name = attack_name
+
+    def make(self):
+        return ATTACKS.load(self.name)()
+
+
+class TestAdapters(AdapterContract):
+    @pytest.fixture(autouse=True)
+    def _name(self, agent_name):
+        self.name = agent_name
+
+    def make_trainer(self, seed=0):
+        return make_trainer(self.name)
+
+
+class TestMethods(MethodContract):
+    @pytest.fixture(autouse=True)
+    def _names(self, agent_name, method_name):
+        self.agent_name, self.method_name = agent_name, method_name
+
+    def make(self):
+        return METHODS.load(self.method_name)()
+
+    def make_trainer(self, seed=0):
+        return make_trainer(self.agent_name)
