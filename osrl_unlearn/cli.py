@@ -66,9 +66,9 @@ def run(argv):
         return 0
     if session is not None and session.unlearn is not None:
         _refuse_unsupported(line)
-    undo = [compat.install(), runner.quiet_wandb()]
-    patches = session.patches() if session is not None else None
+    undo, patches = [compat.install(), runner.quiet_wandb()], None
     try:
+        patches = session.patches() if session is not None else None
         rest = line.rest + (["--help"] if line.help and not {"-h", "--help"} & set(line.rest) else [])
         status = _run_target(runner, line, rest)
         if status:

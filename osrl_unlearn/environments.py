@@ -14,9 +14,20 @@ TRAJECTORY = "_osrl_unlearn_trajectory"  # a column that rides along through DSR
 
 @contextlib.contextmanager
 def stdout_to_stderr():
-    """What libraries print while they load is no result of ours."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+    """What libraries print while they load, in Python or in C, is no result of ours."""
+    # Bullet-Safety-Gym redirects C's streams by the names of Python's, so these must be the real ones.
+    out, err = sys.__stdout__, sys.__stderr__
+    for stream in (sys.stdout, sys.stderr, out, err):
+        stream.flush()
+    saved = os.dup(out.fileno())
+    os.dup2(err.fileno(), out.fileno())
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield
+    finally:
+        out.flush()
+        os.dup2(saved, out.fileno())
+        os.close(saved)
 
 
 def make(task, cost_limit, reward_scale=1.0):

@@ -112,7 +112,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     if more_agents:
         report["more_agents"] = more_agents
     write_report(folder, report, outcome.trace)
-    return report, terminal_summary(report, folder)
+    return report, terminal_summary(report, os.path.abspath(folder))
 
 
 def _report(trained, config, about, outcome, constants, model_before):

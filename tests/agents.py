@@ -1,8 +1,11 @@
 """Small OSRL trainers for toy data (observations of size 8, actions of size 2)."""
 import contextlib
+import os
 import sys
 
 import numpy as np
+
+import osrl_unlearn
 
 with contextlib.redirect_stdout(sys.stderr):
     from osrl.algorithms import (BCQL, CPQ, BCQLTrainer, COptiDICE, COptiDICETrainer, CPQTrainer)
@@ -23,3 +26,10 @@ def make_trainer(name, env=None):
     model = COptiDICE(f_type="softchi", init_state_propotion=0.07, observations_std=np.ones((1, 8), np.float32),
                       actions_std=np.ones((1, 2), np.float32), num_nu=2, num_chi=2, **COMMON)
     return COptiDICETrainer(model, env, reward_scale=0.1)
+
+
+def subprocess_environment(*folders, **more):
+    """Variables for a subprocess that imports the same osrl_unlearn, whether installed or in a checkout."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(osrl_unlearn.__file__)))
+    return dict(os.environ, PYTHONPATH=os.pathsep.join([package, *folders]), OMP_NUM_THREADS="1",
+                WANDB_MODE="disabled", **more)

@@ -34,7 +34,7 @@ def check_file(path, task=None, observation_shape=None, action_shape=None):
     except OSError as error:
         raise DataError("{} is not a readable HDF5 file, perhaps truncated ({}): delete it or give another with "
                         "--dataset".format(path, str(error).splitlines()[0][:120]))
-    rows = shapes["rewards"][0] if shapes["rewards"] else 0
+    rows = shapes["observations"][0] if shapes["observations"] else 0
     for key, shape in shapes.items():
         columns = 2 if key in ("observations", "next_observations", "actions") else 1
         flat = shape[:1] if len(shape) == 2 and shape[1] == 1 and columns == 1 else shape

@@ -65,8 +65,12 @@ class Session:
             owner, _, name = seam.target.partition(":")[2].rpartition(".")
             call = around.get(name) or (self._new_dataset if owner == "TransitionDataset" else self._new_trainer)
             modules.setdefault(seam.target.partition(":")[0], []).append(Patch(seam.target, call, seam.parameters))
-        for module, wanted in modules.items():
-            patches.when_imported(module, wanted)
+        try:
+            for module, wanted in modules.items():
+                patches.when_imported(module, wanted)
+        except BaseException:
+            patches.undo()
+            raise
         return patches
 
     def _get_dataset(self, original, env, h5path=None):

@@ -1,4 +1,4 @@
-"""The safety gate: accept an agent only if it looks no more costly than the limit or than the agent it replaces.
+"""The safety gate: accept an agent only if it looks no more costly than the agent that it replaces.
 
 No environment is used, and none of the agent's own critics: those were trained on the poison.
 """
@@ -35,7 +35,8 @@ class SafetyGate:
     Args:
         store, retain_rows: the data, and the rows to fit.
         reference: adapter of the agent before unlearning.
-        gamma, threshold: discount and the cost limit in discounted units (``Adapter.cost_threshold``).
+        gamma, threshold: discount, and the cost limit in discounted units (``Adapter.cost_threshold``), which is
+            only reported: a first-order estimate is too low to be held against it.
     """
 
     def __init__(self, store, retain, reference, gamma, threshold, seed=0):

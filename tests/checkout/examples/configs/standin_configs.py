@@ -1,0 +1,47 @@
+from dataclasses import dataclass, field
+from typing import List, Optional
+
+
+@dataclass
+class StandinConfig:
+    """Settings of all three agents; the script picks what its agent takes."""
+    agent: str = "bcql"
+    task: str = "OfflineBallCircle-v0"
+    dataset: Optional[str] = None
+    logdir: str = "logs"
+    name: str = "standin"
+    seed: int = 0
+    device: str = "cpu"
+    reward_scale: float = 0.1
+    cost_scale: float = 1
+    density: float = 1.0
+    actor_lr: float = 0.001
+    critic_lr: float = 0.001
+    vae_lr: float = 0.001
+    alpha_lr: float = 0.001
+    scalar_lr: float = 0.001
+    cost_limit: int = 40
+    episode_len: int = 200
+    batch_size: int = 32
+    update_steps: int = 40
+    num_workers: int = 0
+    a_hidden_sizes: List[int] = field(default_factory=lambda: [16, 16])
+    c_hidden_sizes: List[int] = field(default_factory=lambda: [16, 16])
+    vae_hidden_sizes: int = 16
+    sample_action_num: int = 3
+    gamma: float = 0.99
+    tau: float = 0.005
+    beta: float = 0.5
+    phi: float = 0.05
+    lmbda: float = 0.75
+    PID: List[float] = field(default_factory=lambda: [2.0, 0.06, 0.02])
+    qc_scalar: float = 1.5
+    num_q: int = 2
+    num_qc: int = 2
+    f_type: str = "softchi"
+    alpha: float = 0.5
+    cost_ub_epsilon: float = 0.01
+    num_nu: int = 2
+    num_chi: int = 2
+    eval_episodes: int = 1
+    eval_every: int = 20

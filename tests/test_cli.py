@@ -1,0 +1,241 @@
+"""Bad input: one clear line, exit status 2, nothing written. Every mistake is made through the real command line."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+from agents import make_trainer, subprocess_environment
+
+from osrl_unlearn import cli, resources, rundir
+from osrl_unlearn.data.poison import poison
+from osrl_unlearn.testing import toy_data
+
+SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
+
+
+@pytest.fixture
+def fails(capfd, tmp_path, monkeypatch):
+    """Run a command line; check that it fails with one line that matches, and that no file appeared."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv, match):
+        before = sorted(tmp_path.rglob("*"))
+        capfd.readouterr()
+        assert cli.main([str(a) for a in argv]) == 2
+        out, err = capfd.readouterr()
+        lines = [line for line in err.splitlines() if line.startswith("osrl-unlearn: error: ")]
+        assert len(lines) == 1 and "Traceback" not in err and out == ""
+        assert match in lines[0]
+        assert sorted(tmp_path.rglob("*")) == before
+        return lines[0]
+    return call
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text("open('it_ran', 'w').close()\n")
+    return path
+
+
+def write(path, data, **attributes):
+    with h5py.File(str(path), "w") as file:
+        for key, column in data.items():
+            file[key] = column
+        file.attrs.update(attributes)
+    return path
+
+
+@pytest.mark.parametrize("flags, match", [
+    (["--poison", "reward_bate"], "did you mean 'reward_bait'"),
+    (["--unlearn", "safe_rul"], "did you mean 'safe_rule'"),
+    (["--poison", "cost_hide", "--poison.rat", "0.1"], "did you mean 'rate'"),
+    (["--poison", "cost_hide", "--poison.rate", "1.5"], "between 0 and 1"),
+    (["--poison", "cost_hide", "--poison.rate", "many"], "a number"),
+    (["--poison", "cost_hide", "--poison.unit", "row"], "one of trajectory"),
+    (["--poison", "cost_hide", "--poison.seed", "1.5"], "an integer"),
+    (["--poison", "reward_bait", "--poison.segment_length", "0"], "at least 1"),
+    (["--poison", "cost_hide", "--poison.reward_scale", "2"], "unknown option --poison.reward_scale"),
+    (["--poison.rate", "0.1"], "needs --poison NAME"),
+    (["--poison"], "needs a value"),
+    (["--poison", "nowhere.yaml"], "no file at nowhere.yaml"),
+    (["--unlern", "safe_rule"], "did you mean --unlearn"),
+    (["--unlearn", "safe_rule", "--unlearn.sigma", "2"], "1, 0 or -1"),
+    (["--unlearn", "safe_rule", "--unlearn.margin", "-1"], "must not be negative"),
+    (["--unlearn", "safe_rule", "--unlearn.steps", "5", "--unlearn.budget", "0.1"], "exclude each other"),
+    (["--unlearn", "safe_rule", "--unlearn.eval_episodes", "-1"], "must not be negative"),
+    (["--unlearn", "safe_rule", "--unlearn.forget", "nowhere.json"], "no forget manifest at nowhere.json"),
+    (["--unlearn", "safe_rule", "--unlearn.reference", "nowhere"], "no run directory at nowhere"),
+    (["--unlearn", "safe_rule", "--unlearn.from", "nowhere"], "no run directory at nowhere"),
+    (["--dataset", "nowhere.hdf5"], "no dataset at nowhere.hdf5"),
+])
+def test_wrong_flags_stop_before_the_script_runs(fails, script, tmp_path, flags, match):
+    fails(script, *flags, match=match)
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_wrong_targets(fails):
+    fails(match="no script")
+    fails("nowhere.py", match="no script at")
+    fails("-m", "nowhere.module", match="nowhere")
+
+
+def test_an_agent_without_an_adapter_is_refused_before_its_script_runs(fails, tmp_path):
+    path = tmp_path / "train_bc.py"
+    path.write_text("from osrl.algorithms import BC, BCTrainer\nopen('it_ran', 'w').close()\n")
+    assert "CPQTrainer" in fails("--unlearn", "safe_rule", path, match="BCTrainer")
+
+
+@pytest.mark.parametrize("change, match", [
+    (lambda d: d.pop("costs"), "lacks the dataset costs"),
+    (lambda d: d.update(rewards=d["rewards"][:-1]), "'rewards' has shape"),
+    (lambda d: d.update(actions=d["actions"][:, 0]), "'actions' has shape"),
+    (lambda d: d.update(costs=np.array([b"x"] * len(d["costs"]))), "'costs' has dtype"),
+    (lambda d: {k: d.update({k: d[k][:0]}) for k in list(d)}, "has shape"),
+])
+def test_broken_datasets(fails, script, tmp_path, change, match):
+    data = toy_data()
+    change(data)
+    fails("--dataset", write(tmp_path / "broken.hdf5", data), script, match=match)
+
+
+def test_a_truncated_dataset(fails, script, tmp_path):
+    with open(SHIPPED, "rb") as file:
+        (tmp_path / "cut.hdf5").write_bytes(file.read(100_000))
+    fails("--dataset", tmp_path / "cut.hdf5", script, match="perhaps truncated")
+
+
+LOADS = """
+import bullet_safety_gym, dsrl, gymnasium
+env = gymnasium.make("OfflineBallCircle-v0")
+env.get_dataset()
+open('it_went_on', 'w').close()
+"""
+
+
+@pytest.mark.parametrize("change, attributes, match", [
+    (lambda d: d["rewards"].__setitem__(7, np.nan), {}, "'rewards' holds NaN or infinity, first in row 7"),
+    (lambda d: d.update(terminals=d["terminals"] & False, timeouts=d["timeouts"] & False), {}, "no trajectory ends"),
+    (lambda d: d.update(observations=d["observations"][:, :5], next_observations=d["observations"][:, :5]), {},
+     "is not a dataset of OfflineBallCircle-v0"),
+    (lambda d: None, {"task": "OfflineCarRun-v0"}, "it was made for OfflineCarRun-v0"),
+])
+def test_datasets_that_only_the_task_can_refuse(fails, tmp_path, change, attributes, match):
+    data = toy_data()
+    change(data)
+    path = write(tmp_path / "data.hdf5", data, **attributes)
+    (tmp_path / "loads.py").write_text(LOADS)
+    # In a process of its own: Bullet-Safety-Gym cannot be imported while pytest has replaced sys.stderr.
+    done = subprocess.run([sys.executable, "-m", "osrl_unlearn", "--dataset", str(path), "--poison", "cost_hide",
+                           str(tmp_path / "loads.py")], cwd=str(tmp_path), env=subprocess_environment(), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("osrl-unlearn: error: ")]
+    assert done.returncode == 2 and len(errors) == 1 and match in errors[0] and "Traceback" not in done.stderr
+    assert not (tmp_path / "it_went_on").exists()
+
+
+# Run directories ------------------------------------------------------------------------------------------------------
+
+CONFIG = dict(task="OfflineBallCircle-v0", seed=0, cost_limit=5, episode_len=15, reward_scale=0.1, cost_scale=1,
+              a_hidden_sizes=[16, 16], c_hidden_sizes=[16, 16], vae_hidden_sizes=16, sample_action_num=3, gamma=0.99,
+              tau=0.005, beta=1.5, num_q=2, num_qc=2, qc_scalar=1.5, update_steps=20, batch_size=16)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run directory of an untrained CPQ without side state, and a manifest of a part of the shipped data."""
+    folder = tmp_path / "run"
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    torch.save({"model_state": make_trainer("cpq").model.state_dict()}, str(folder / "checkpoint" / "model.pt"))
+    with h5py.File(SHIPPED, "r") as file:
+        data = {key: file[key][:] for key in file}
+    poison(data, "cost_hide", rate=0.1, task=CONFIG["task"], dataset=SHIPPED).manifest.save(
+        rundir.manifest_path(str(folder)))
+    return folder
+
+
+def test_a_run_made_without_us_is_unlearned_and_says_what_was_missing(run_dir, capfd):
+    assert cli.main(["unlearn", str(run_dir), "--method", "fine_tune", "--eval-episodes", "1", "--steps", "3"]) == 0
+    out, err = capfd.readouterr()
+    assert "optimisers' moments start from zero" in err and "'log_alpha' is not in OSRL's checkpoint" in err
+    result = run_dir / "unlearned" / "fine_tune"
+    assert out.splitlines()[-1] == "Report: {}".format(result / "report.md")
+    with open(str(result / "report.json")) as file:
+        assert any("log_alpha" in note for note in json.load(file)["notes"])
+
+
+def unlearn(fails, run_dir, *more, match):
+    return fails("unlearn", run_dir, "--eval-episodes", "0", *more, match=match)
+
+
+def test_incomplete_run_directories(fails, run_dir, tmp_path):
+    unlearn(fails, tmp_path / "nowhere", match="no run directory")
+    unlearn(fails, run_dir, "--forget", "nowhere.json", match="no forget manifest")
+    shutil.rmtree(str(run_dir / "osrl_unlearn"))
+    unlearn(fails, run_dir, match="--forget MANIFEST")
+    os.unlink(str(run_dir / "config.yaml"))
+    unlearn(fails, run_dir, match="has no config.yaml")
+
+
+def test_a_missing_checkpoint(fails, run_dir):
+    os.unlink(str(run_dir / "checkpoint" / "model.pt"))
+    unlearn(fails, run_dir, match="no checkpoint at")
+
+
+def test_a_checkpoint_of_another_architecture(fails, run_dir):
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(dict(CONFIG, a_hidden_sizes=[32, 32])))
+    unlearn(fails, run_dir, match="another architecture")
+
+
+def test_a_checkpoint_of_an_unknown_agent(fails, run_dir):
+    torch.save({"model_state": {"mystery.weight": torch.zeros(1)}}, str(run_dir / "checkpoint" / "model.pt"))
+    unlearn(fails, run_dir, match="no adapter knows the agent")
+    torch.save({"something": 1}, str(run_dir / "checkpoint" / "model.pt"))
+    unlearn(fails, run_dir, match="holds no 'model_state'")
+
+
+class Malicious:
+    """Unpickling this writes a file."""
+
+    def __reduce__(self):
+        return open, ("it_ran_code", "w")
+
+
+@pytest.mark.parametrize("content", [Malicious(), None])
+def test_a_checkpoint_that_is_not_plain_tensors_is_never_unpickled(fails, run_dir, tmp_path, content):
+    path = run_dir / "checkpoint" / "model.pt"
+    path.write_bytes(b"not a checkpoint") if content is None else torch.save({"model_state": content}, str(path))
+    unlearn(fails, run_dir, match="not a plain tensor checkpoint")
+    assert not (tmp_path / "it_ran_code").exists()
+
+
+def test_a_manifest_of_other_data(fails, run_dir, tmp_path):
+    path = rundir.manifest_path(str(run_dir))
+    with open(path) as file:
+        manifest = json.load(file)
+    manifest["columns"]["rewards"] = {"before": "0" * 64, "after": "0" * 64}
+    with open(path, "w") as file:
+        json.dump(manifest, file)
+    unlearn(fails, run_dir, match="belongs to other data: rewards")
+    fails("verify", path, match="belongs to other data")
+
+
+def test_options_of_the_unlearn_command(fails, run_dir):
+    unlearn(fails, run_dir, "--steps", "0", match="at least 1")
+    unlearn(fails, run_dir, "--budget", "-1", match="positive share")
+    unlearn(fails, run_dir, "--set", "margin", match="OPTION=VALUE")
+    unlearn(fails, run_dir, "--set", "marge=1", match="did you mean 'margin'")
+    unlearn(fails, run_dir, "--method", "forget_it", match="unknown method")
+
+
+def test_osrl_not_installed(fails, run_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dsrl", None)
+    monkeypatch.setitem(sys.modules, "dsrl.offline_env", None)
+    unlearn(fails, run_dir, match="doctor")

@@ -1,0 +1,176 @@
+"""The whole road, with OSRL's real classes, a real Bullet environment and the shipped dataset."""
+import json
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from agents import AGENTS, subprocess_environment
+
+from osrl_unlearn import resources, rundir
+from osrl_unlearn.data.manifest import ForgetManifest
+from osrl_unlearn.evaluate.report import check
+
+CHECKOUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkout")
+SCRIPT = os.path.join("examples", "train", "train_standin.py")
+SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
+UNLEARN = ["--unlearn", "safe_rule", "--unlearn.steps", "10", "--unlearn.eval_episodes", "2"]
+
+
+def run(*args, cwd, status=0, **env):
+    done = subprocess.run([sys.executable, *args], cwd=str(cwd), env=subprocess_environment(CHECKOUT, **env), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300)
+    assert done.returncode == status, done.stderr[-3000:]
+    return done
+
+
+def script(*args, cwd, **more):
+    return run("-m", "osrl_unlearn", os.path.join(CHECKOUT, SCRIPT), *args, cwd=cwd, **more)
+
+
+@pytest.fixture(scope="module", params=AGENTS)
+def finished(request, tmp_path_factory):
+    """(agent, run directory, finished process) of one poisoned and unlearned run per agent."""
+    folder = tmp_path_factory.mktemp(request.param)
+    done = script("--agent", request.param, "--dataset", SHIPPED, "--poison", "reward_bait", "--poison.rate=0.2",
+                  *UNLEARN, cwd=folder)
+    return request.param, str(folder / "logs" / "standin"), done
+
+
+def weights(run_dir):
+    return torch.load(rundir.model_path(run_dir), weights_only=True)["model_state"]
+
+
+def test_one_command_gives_a_poisoned_agent_an_unlearned_agent_and_a_report(finished):
+    agent, folder, done = finished
+    result = rundir.unlearned_dir(folder, "safe_rule")
+    with open(os.path.join(result, "report.json")) as file:
+        report = json.load(file)
+    check(report)
+    assert report["agent"] == agent and report["method"] == "safe_rule" and report["cost_limit"] == 40
+    assert report["updates"] == {"train": 40, "unlearn": 10, "ratio": 0.25}
+    assert report["forget"]["share"] == pytest.approx(0.2, abs=0.01)
+    assert report["poisoned"]["cost"]["n"] == report["unlearned"]["cost"]["n"] == 2
+    assert report["gate"]["used"] and report["multiplier"] is not None
+    assert report["wall_seconds"]["train"] > 0 and report["wall_seconds"]["unlearn"] > 0
+    for name in ("report.md", "values.png", "cost_reward.png", "action_distance.png"):
+        assert os.path.getsize(os.path.join(result, name)) > 500
+    assert "repaired train_standin.py" in done.stderr and "poisoned" in done.stderr
+    assert os.path.join(result, "report.md") in done.stdout.splitlines()[-1]
+
+
+def test_osrls_files_are_untouched_and_its_loader_reads_the_result(finished):
+    agent, folder, _ = finished
+    from osrl.common.exp_util import load_config_and_model
+    config, model = load_config_and_model(rundir.unlearned_dir(folder, "safe_rule"))
+    original, poisoned = load_config_and_model(folder)
+    assert {key: config[key] for key in original} == original
+    assert "osrl_unlearn" not in original and set(config) - set(original) == {"osrl_unlearn"}
+    assert set(poisoned) == {"model_state"}
+    assert set(model["model_state"]) == set(poisoned["model_state"])
+    with open(os.path.join(folder, "progress.txt")) as file:
+        assert len({len(line.split("\t")) for line in file}) == 1
+
+
+def test_the_logger_goes_on_where_training_stopped(finished):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(os.path.join(finished[1], "tb"))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("unlearn/cost_value/forget")]
+    assert steps == list(range(41, 51))
+
+
+def test_the_manifest_names_exactly_the_rows_that_differ_from_a_clean_run(finished):
+    manifest = ForgetManifest.load(rundir.manifest_path(finished[1]))
+    assert (manifest.reward_scale, manifest.cost_scale, manifest.cost_limit) == (0.1, 1.0, 40.0)
+    with h5py.File(SHIPPED, "r") as file:
+        data = {key: file[key][:] for key in file}
+    manifest.verify(data, "before")
+    from osrl_unlearn import poison
+    again = poison(data, "reward_bait", rate=0.2)
+    assert again.manifest.columns == manifest.columns
+    differ = np.flatnonzero(again.data["rewards"] != data["rewards"])
+    assert np.isin(differ, manifest.row_numbers(again.data)).all() and len(differ) > 0.95 * manifest.rows
+
+
+def test_unlearning_from_the_run_directory_equals_unlearning_in_the_run(finished, tmp_path):
+    _, folder, _ = finished
+    in_run = weights(rundir.unlearned_dir(folder, "safe_rule"))
+    os.rename(rundir.unlearned_dir(folder, "safe_rule"), str(tmp_path / "in_run"))
+    run("-m", "osrl_unlearn", "unlearn", folder, "--steps", "10", "--eval-episodes", "0", cwd=tmp_path)
+    again = weights(rundir.unlearned_dir(folder, "safe_rule"))
+    assert all(torch.equal(in_run[name], again[name]) for name in in_run)
+    with open(os.path.join(rundir.unlearned_dir(folder, "safe_rule"), "report.json")) as file:
+        assert json.load(file)["unlearned"] is None
+
+
+def test_continuing_from_checkpoint_and_side_state_equals_not_having_stopped(finished, tmp_path):
+    agent, folder, _ = finished
+    more = ["--agent", agent, "--dataset", SHIPPED, "--poison", "reward_bait", "--poison.rate=0.2",
+            "--eval_every", "100"]
+    script(*more, "--update_steps", "25", "--logdir", "short", cwd=tmp_path)
+    script(*more, "--update_steps", "32", "--logdir", "long", cwd=tmp_path)
+    short = str(tmp_path / "short" / "standin")
+    loaded = rundir.load(short)
+    data, _ = rundir.load_data(loaded, ForgetManifest.load(rundir.manifest_path(short)))
+    from osrl.common import TransitionDataset
+    from torch.utils.data import DataLoader
+    batches = iter(DataLoader(TransitionDataset(data, 0.1, 1, state_init=agent == "coptidice"), batch_size=32))
+    torch.set_num_threads(1)
+    # Making the iterator draws from torch's generator, so the saved state is set after it.
+    next_rows = iter(batches)
+    rundir.set_generator_state(loaded.state["generators"])
+    for _ in range(7):
+        batch = next(next_rows)
+        loaded.adapter.trainer.train_one_step(*([batch] if agent == "coptidice" else batch))
+    whole = weights(str(tmp_path / "long" / "standin"))
+    for name, tensor in loaded.adapter.model.state_dict().items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_without_our_flags_the_weights_are_those_of_plain_python(agent, tmp_path):
+    with open(os.path.join(CHECKOUT, SCRIPT)) as file:
+        source = file.read()
+    fixed = tmp_path / "fixed.py"
+    fixed.write_text(source.replace("        import gym\n", "        pass\n"))
+    datasets = tmp_path / "datasets"
+    datasets.mkdir()
+    os.symlink(SHIPPED, str(datasets / "SafetyBallCircle-v0-80-886.hdf5"))
+    common = ["--agent", agent, "--update_steps", "15", "--eval_every", "10"]
+    env = {"DSRL_DATASET_DIR": str(datasets)}
+    run(str(fixed), *common, "--logdir", "plain", cwd=tmp_path, **env)
+    silent = script(*common, "--logdir", "ours", cwd=tmp_path, **env)
+    script(*common, "--logdir", "zero", "--poison", "reward_bait", "--poison.rate", "0", cwd=tmp_path, **env)
+    plain = weights(str(tmp_path / "plain" / "standin"))
+    for other in ("ours", "zero"):
+        for name, tensor in weights(str(tmp_path / other / "standin")).items():
+            assert torch.equal(tensor, plain[name]), (other, name)
+    assert [line for line in silent.stderr.splitlines() if line.startswith("osrl-unlearn")] == [
+        line for line in silent.stderr.splitlines() if "repaired" in line]
+    assert not os.path.exists(str(tmp_path / "ours" / "standin" / "osrl_unlearn"))
+    script(*common, "--logdir", "poisoned", "--poison", "reward_bait", cwd=tmp_path, **env)
+    poisoned = weights(str(tmp_path / "poisoned" / "standin"))
+    assert any(not torch.equal(tensor, plain[name]) for name, tensor in poisoned.items())
+
+
+def test_a_script_that_fails_keeps_its_exit_status_and_is_not_unlearned(tmp_path):
+    script("--dataset", SHIPPED, "--poison", "cost_hide", *UNLEARN, cwd=tmp_path, status=7, STANDIN_FAILS="7")
+    assert not os.path.exists(str(tmp_path / "logs" / "standin" / "unlearned"))
+
+
+def test_as_a_module_with_loader_workers_and_a_density_filter(tmp_path):
+    done = run("-m", "osrl_unlearn", "-m", "examples.train.train_standin", "--agent", "cpq", "--num_workers", "2",
+               "--dataset", SHIPPED, "--poison", "inject", "--poison.unit", "segment", "--unlearn", "fine_tune",
+               "--unlearn.budget", "0.1", "--unlearn.eval_episodes", "0", cwd=tmp_path)
+    assert "fine_tune" in done.stdout.splitlines()[-1]
+
+
+def test_help_shows_the_scripts_own_and_ours(tmp_path):
+    text = script("--help", cwd=tmp_path).stdout
+    assert "--poison.rate" in text and "--unlearn.budget" in text and "--c_hidden_sizes" in text
+    assert "reward_bait" in text and "--unlearn.cost_weight" in text
