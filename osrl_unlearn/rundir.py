@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from osrl_unlearn import environments
-from osrl_unlearn.adapters import adapter_for_config
+from osrl_unlearn.adapters import build_for
 from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
@@ -124,14 +124,12 @@ def load(run_dir, device="cpu"):
     weights = checkpoint.get("model_state") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict):
         raise RunError("{} holds no 'model_state': expected a checkpoint of OSRL".format(model_path(run_dir)))
+    env = environments.make(config["task"], config["cost_limit"], config["reward_scale"])
     with environments.stdout_to_stderr():
-        cls = adapter_for_config(config, weights)
-    if cls is None:
+        adapter = build_for(config, weights, env, device)
+    if adapter is None:
         raise RunError("no adapter knows the agent in {} (its networks: {}): supported are CPQ, BCQ-Lag and "
                        "COptiDICE".format(run_dir, ", ".join(sorted({n.split(".")[0] for n in weights}))))
-    env = environments.make(config["task"], config["cost_limit"], config["reward_scale"])
-    adapter = cls.build(config, env, device)
-    adapter.load_weights(weights)
     notes = []
     state = load_tensors(state_path(run_dir), device) if os.path.isfile(state_path(run_dir)) else None
     if state is not None:

@@ -111,7 +111,7 @@ def test_unlearning_from_the_run_directory_equals_unlearning_in_the_run(finished
 def test_continuing_from_checkpoint_and_side_state_equals_not_having_stopped(finished, tmp_path):
     agent, folder, _ = finished
     more = ["--agent", agent, "--dataset", SHIPPED, "--poison", "reward_bait", "--poison.rate=0.2",
-            "--eval_every", "100"]
+            "--eval_every", "25"]
     script(*more, "--update_steps", "25", "--logdir", "short", cwd=tmp_path)
     script(*more, "--update_steps", "32", "--logdir", "long", cwd=tmp_path)
     short = str(tmp_path / "short" / "standin")
@@ -119,13 +119,12 @@ def test_continuing_from_checkpoint_and_side_state_equals_not_having_stopped(fin
     data, _ = rundir.load_data(loaded, ForgetManifest.load(rundir.manifest_path(short)))
     from osrl.common import TransitionDataset
     from torch.utils.data import DataLoader
-    batches = iter(DataLoader(TransitionDataset(data, 0.1, 1, state_init=agent == "coptidice"), batch_size=32))
     torch.set_num_threads(1)
+    batches = iter(DataLoader(TransitionDataset(data, 0.1, 1, state_init=agent == "coptidice"), batch_size=32))
     # Making the iterator draws from torch's generator, so the saved state is set after it.
-    next_rows = iter(batches)
     rundir.set_generator_state(loaded.state["generators"])
     for _ in range(7):
-        batch = next(next_rows)
+        batch = next(batches)
         loaded.adapter.trainer.train_one_step(*([batch] if agent == "coptidice" else batch))
     whole = weights(str(tmp_path / "long" / "standin"))
     for name, tensor in loaded.adapter.model.state_dict().items():

@@ -16,11 +16,17 @@ def adapt(trainer):
         ", ".join(ADAPTERS.names()))])
 
 
-def adapter_for_config(config, weights):
-    """The adapter class whose agent has the settings ``config`` and the networks ``weights``, or None."""
+def build_for(config, weights, env, device="cpu"):
+    """Build the agent that has the settings ``config`` and the networks ``weights``, and load them.
+
+    Returns the adapter, or None if no adapter knows such an agent. Raises RunError for another architecture.
+    """
     networks = {name.split(".")[0] for name in weights}
-    for cls in _all():
-        own = {part.module for part in cls.parts.values()} - set(cls.tensors) | set(cls.targets)
-        if networks == own and not cls.missing_settings(config):
-            return cls
+    built = [cls.build(config, env, device) for cls in _all()
+             if networks == {part.module for part in cls.parts.values()} - set(cls.tensors) | set(cls.targets)
+             and not cls.missing_settings(config)]
+    # Two agents can have networks of the same names; their layers differ.
+    for adapter in [a for a in built if set(a.model.state_dict()) == set(weights)] or built:
+        adapter.load_weights(weights)
+        return adapter
     return None

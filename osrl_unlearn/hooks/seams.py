@@ -17,6 +17,7 @@ SEAMS = (
          ("self", "data_dict", "outliers_percent", "noise_scale", "inpaint_ranges", "epsilon", "density")),
     Seam("osrl.common.dataset:TransitionDataset.__init__",
          ("self", "dataset", "reward_scale", "cost_scale", "state_init")),
+    Seam("osrl.common.dataset:SequenceDataset.__init__", ("self", "dataset")),
     Seam("osrl.algorithms.cpq:CPQTrainer.__init__", _TRAINER),
     Seam("osrl.algorithms.cpq:CPQTrainer.train_one_step", ("self",)),
     Seam("osrl.algorithms.bcql:BCQLTrainer.__init__", _TRAINER),

@@ -63,7 +63,7 @@ class Session:
         modules = {}
         for seam in SEAMS:
             owner, _, name = seam.target.partition(":")[2].rpartition(".")
-            call = around.get(name) or (self._new_dataset if owner == "TransitionDataset" else self._new_trainer)
+            call = around.get(name) or (self._new_dataset if owner.endswith("Dataset") else self._new_trainer)
             modules.setdefault(seam.target.partition(":")[0], []).append(Patch(seam.target, call, seam.parameters))
         try:
             for module, wanted in modules.items():
@@ -121,17 +121,16 @@ class Session:
 
     def _save_checkpoint(self, original, logger, suffix=None):
         original(logger, suffix)
-        if self.trainer is None or self.trainer.logger is not logger or not logger.log_dir:
-            return
-        from osrl_unlearn.adapters import adapt
-        from osrl_unlearn.files import save_tensors
         record = self._record()
-        if record is None:
+        if record is None or not logger.log_dir:
             return
-        suffix = "{:d}".format(suffix) if isinstance(suffix, int) else suffix
-        save_tensors(rundir.state_path(logger.log_dir, suffix), self._side_state(adapt(self.trainer), record))
         if record.manifest is not None:
             self._complete(record).save(rundir.manifest_path(logger.log_dir))
+        if self.trainer is not None and self.trainer.logger is logger:
+            from osrl_unlearn.adapters import adapt
+            from osrl_unlearn.files import save_tensors
+            suffix = "{:d}".format(suffix) if isinstance(suffix, int) else suffix
+            save_tensors(rundir.state_path(logger.log_dir, suffix), self._side_state(adapt(self.trainer), record))
 
     # After the script -------------------------------------------------------------------------------------------------
 
@@ -139,8 +138,8 @@ class Session:
         """Check that the poison reached the trainer; unlearn if asked to. Returns the text to print, or None."""
         record = self._record()
         if self.attack is not None and record is None:
-            raise RunError("the script never gave the poisoned data to OSRL's TransitionDataset: what it trained is "
-                           "not known to be poisoned")
+            raise RunError("the script never gave the poisoned data to one of OSRL's datasets (TransitionDataset, "
+                           "SequenceDataset): what it trained is not known to be poisoned")
         if self.unlearn is None:
             return None
         from osrl_unlearn.adapters import adapt
