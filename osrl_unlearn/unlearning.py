@@ -131,10 +131,7 @@ def _report(trained, config, about, outcome, constants, model_before):
                     "ratio": ratio(outcome.steps, trained.updates)},
         "wall_seconds": {"train": train, "unlearn": outcome.seconds, "ratio": ratio(outcome.seconds, train)},
         "normalization": constants,
-        "critics": {value: {rows: {
-            "before": outcome.before["{}/{}".format(value, rows)],
-            "after": outcome.after["{}/{}".format(value, rows)]} for rows in ("forget", "retain")}
-            for value in ("reward_value", "cost_value")},
+        "critics": _critics(outcome),
         "multiplier": {"max": max(multipliers), "mean": sum(multipliers) / len(multipliers),
                        "final": multipliers[-1],
                        "active_share": sum(m > 0 for m in multipliers) / len(multipliers)} if multipliers else None,
@@ -143,6 +140,14 @@ def _report(trained, config, about, outcome, constants, model_before):
         "models": {"before": model_before, "after": sha256_state(trained.adapter.model.state_dict())},
         "notes": trained.notes,
     }
+
+
+def _critics(outcome):
+    out = {}
+    for name, before in outcome.before.items():
+        value, _, rows = name.partition("/")
+        out.setdefault(value, {})[rows] = {"before": before, "after": outcome.after[name]}
+    return out
 
 
 def _logging(logger, offset):

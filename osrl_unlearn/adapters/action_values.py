@@ -36,9 +36,10 @@ class ActionValueAdapter(Adapter):
         with torch.no_grad():
             return self.cost_heads(batch.observations, self.actions(batch.observations)).max(0).values
 
-    def cost_price(self, batch):
-        """max(Q_c(s, pi(s)), kappa). Shape [n]."""
-        return self.cost_baseline(batch).clamp(min=self.cost_threshold)
+    def cost_price(self, batch, violating=True):
+        """max(Q_c(s, pi(s)), kappa), or the minimum for a harmless transition. Shape [n]."""
+        bound = torch.tensor(self.cost_threshold, dtype=torch.float32, device=self.device)
+        return (torch.maximum if violating else torch.minimum)(self.cost_baseline(batch), bound)
 
     def violation(self, batch):
         """(mean Q_c(s, pi(s)) - kappa) / kappa, with the highest head of the cost critic."""

@@ -304,8 +304,11 @@ class Adapter(ABC):
         """How much the reward critic favours each logged transition, up to a constant. Shape [n]."""
 
     @abstractmethod
-    def cost_price(self, batch):
-        """What a violating transition costs at least, in units of the cost critic; without gradient. Shape [n]."""
+    def cost_price(self, batch, violating=True):
+        """What a violating transition costs at least, or a harmless one at most, in units of the cost critic.
+
+        Without gradient. Shape [n].
+        """
 
     @abstractmethod
     def violation(self, batch):

@@ -541,7 +541,7 @@ def _draw_distance(report, trace):
     axes[0].set_ylabel("distance to the forgotten actions\n(Euclidean, units of the actions)")
     axes[0].set_title("Policy against the forgotten actions", fontsize=11)
     # From 0, so that a small change does not look like a large one.
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylim(0, 1.1 * axes[0].dataLim.ymax)
     return _finish(figure, axes, trace)
 
 

@@ -4,7 +4,8 @@ A reconstruction from the abstract of arXiv 2606.09559 (the paper's own formulas
 works it builds on. Stage F forgets, stage C repairs; both add losses to OSRL's own updates on the retain set:
 
     F1  reward critic   sp(A_r(s, a) + m)                        value suppression with a bounded slope on the forget set
-    F2  cost critic     sp(sigma (m + max(b_c(s), kappa) - Q_c(s, a)))   forgotten pairs are priced as violating
+    F2  cost critic     sp(m + sigma (price(s) - Q_c(s, a)))    forgotten pairs are priced as violating (sigma = 1:
+                        price = max(b_c, kappa)) or as harmless (sigma = -1: price = min(b_c, kappa))
     F-  generator       sp(m - reconstruction error)             the behaviour model stops reproducing forgotten actions
     F3  actor           L_pi(forget and retain states; lambda) + rho sp(log pi(a|s) - log pi_0(a|s) + m)
     F4  multiplier      lambda <- clip(lambda + eta violation, 0, lambda_max)
@@ -23,6 +24,7 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
+from osrl_unlearn.data.views import Batch
 from osrl_unlearn.methods.base import PROBE_ROWS, Method, UpdateOptions
 from osrl_unlearn.options import option
 
@@ -91,11 +93,15 @@ class SafeRule(Method):
         """A native update on the retain set with the losses of the stage that step ``i`` is in."""
         o, adapter = self.options, ctx.adapter
         retain, forget = ctx.retain.batch(ctx.batch_size), self._train.batch(ctx.batch_size)
-        violation = adapter.violation(retain).item()
+        watched = retain
+        if "action_values" in adapter.capabilities:
+            # Critics can say what the policy costs in forgotten states; logged costs there cannot be trusted.
+            watched = Batch(*(torch.cat(columns) for columns in zip(retain, forget)))
+        violation = adapter.violation(watched).item()
         forgetting = i < self.stage_end
         if forgetting:
             # A critic that has just been changed is not trusted alone: the old one must agree that the cost is low.
-            violation = max(violation, ctx.reference.violation(retain).item())
+            violation = max(violation, ctx.reference.violation(watched).item())
         self.multiplier = min(max(self.multiplier + o.multiplier_rate * violation, 0.0), o.multiplier_max)
         extra = self._forget(ctx, retain, forget) if forgetting else self._repair(ctx, retain, forget, i)
         losses = adapter.update(adapter.constrain(retain, self.multiplier), extra)
@@ -110,7 +116,7 @@ class SafeRule(Method):
         }
         if o.sigma:
             extra["cost_critic"] = lambda: o.cost_weight * self._cost_margin * F.softplus(
-                o.sigma * self._cost_gap(ctx, forget) / self._cost_margin).mean()
+                self._cost_gap(ctx, forget) / self._cost_margin).mean()
         if "generator" in adapter.capabilities:
             extra["generator"] = lambda: o.generator_weight * self._generator_loss(adapter, forget)
         return extra
@@ -153,7 +159,9 @@ class SafeRule(Method):
 
     def _cost_gap(self, ctx, batch):
         # The price comes from the old agent: a price that moves with the critic would be chased without end.
-        return self._cost_margin + ctx.reference.cost_price(batch) - ctx.adapter.cost_value(batch)
+        sigma = self.options.sigma
+        price = ctx.reference.cost_price(batch, violating=sigma > 0)
+        return self._cost_margin + sigma * (price - ctx.adapter.cost_value(batch))
 
     def _generator_loss(self, adapter, batch):
         return self._generator_margin * F.softplus(
@@ -168,7 +176,7 @@ class SafeRule(Method):
         """End stage F early when the margins are met on held-out rows or the policy has drifted too far."""
         if i < self.stage_end:
             suppressed = self._preference_gap(ctx, self._held).mean() <= 0
-            priced = self.options.sigma != 1 or self._cost_gap(ctx, self._held).mean() <= 0
+            priced = not self.options.sigma or self._cost_gap(ctx, self._held).mean() <= 0
             moved = ctx.adapter.actions(self._probe.observations) - ctx.reference.actions(self._probe.observations)
             if (suppressed and priced) or moved.norm(dim=-1).mean() / self._spread > self.options.drift:
                 self.stage_end = i

@@ -1,0 +1,188 @@
+"""Each term of Safe-RULE moves the agent the right way; the multiplier and the gate react when they should."""
+import numpy as np
+import pytest
+import torch
+from agents import AGENTS, make_trainer
+
+from osrl_unlearn.adapters import adapt
+from osrl_unlearn.data.trajectories import TrajectoryIndex
+from osrl_unlearn.data.views import DatasetView, TransitionStore, forget_and_retain
+from osrl_unlearn.methods.base import Context
+from osrl_unlearn.methods.gate import SafetyGate, costs_to_go
+from osrl_unlearn.methods.safe_rule import SafeRule, SafeRuleOptions
+from osrl_unlearn.testing import toy_data
+
+# Every term off; each test turns one on.
+OFF = dict(reward_weight=0.0, cost_weight=0.0, generator_weight=0.0, policy_weight=0.0, action_weight=0.0,
+           repair_action_weight=0.0, anchor=0.0, forget_share=1.0, drift=1e9, margin=3.0, learning_rate=1e-3)
+
+
+def setting(name, limit=None, steps=40):
+    """(agent trained on everything, context) on toy data whose two last trajectories are forgotten."""
+    data = toy_data()
+    index, store = TrajectoryIndex(data), TransitionStore(data, 0.1, 1.0)
+    forget, retain = forget_and_retain(store, np.arange(index.starts[-2], index.stops[-1]))
+    torch.manual_seed(0)
+    agent = adapt(make_trainer(name))
+    if limit is not None:
+        agent.model.cost_limit = agent.model.qc_thres = agent.model.q_thres = limit
+    everything = DatasetView(store, np.arange(len(store)))
+    for _ in range(60):
+        agent.update(everything.batch(64))
+    return agent, Context(agent, forget, retain, steps, 64, progress=False)
+
+
+def after(name, value, steps=40, **options):
+    """``value(agent, forget batch, reference)`` after a run with only the given terms."""
+    agent, ctx = setting(name, steps=steps)
+    SafeRule(SafeRuleOptions(**dict(OFF, **options))).run(ctx)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return value(agent, ctx.forget.everything()).mean().item()
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_f1_lowers_the_reward_critics_preference_for_the_forget_set(name):
+    def preference(agent, batch):
+        return agent.preference(batch).mean() - agent.preference(retained(agent)).mean()
+    assert after(name, preference, reward_weight=5.0) < after(name, preference) - 1e-3
+
+
+def retained(agent):
+    data = toy_data()
+    index, store = TrajectoryIndex(data), TransitionStore(data, 0.1, 1.0)
+    torch.manual_seed(1)
+    return store.gather(torch.arange(int(index.starts[-2])))
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_f2_prices_the_forget_set_as_sigma_says(name):
+    cost = lambda agent, batch: agent.cost_value(batch)  # noqa: E731
+    nothing = after(name, cost)
+    assert after(name, cost, cost_weight=5.0, sigma=1) > nothing + 1e-3
+    assert after(name, cost, cost_weight=5.0, sigma=0) == pytest.approx(nothing, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["bcql", "cpq"])
+def test_f2_with_sigma_minus_one_lowers_an_inflated_cost(name):
+    def inflated(sigma):
+        agent, ctx = setting(name)
+        with torch.no_grad():
+            for parameter in agent.model.cost_critic.parameters():
+                if parameter.shape == (1,):
+                    parameter.fill_(50.0)  # the bias of the last layer
+        ctx = Context(agent, ctx.forget, ctx.retain, 40, 64, progress=False)
+        SafeRule(SafeRuleOptions(**dict(OFF, cost_weight=100.0, sigma=sigma, margin=0.1))).run(ctx)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return agent.cost_value(ctx.forget.everything()).mean().item()
+    assert inflated(-1) < inflated(0) - 0.01 and inflated(1) > inflated(0)
+
+
+@pytest.mark.parametrize("name", ["bcql", "cpq"])
+def test_the_generator_stops_reproducing_forgotten_actions(name):
+    error = lambda agent, batch: agent.generator_error(batch)  # noqa: E731
+    assert after(name, error, generator_weight=5.0) > after(name, error) + 1e-4
+
+
+@pytest.mark.parametrize("name", ["coptidice", "cpq"])
+def test_f3_makes_forgotten_actions_less_likely(name):
+    likelihood = lambda agent, batch: agent.log_prob(batch.observations, batch.actions)  # noqa: E731
+    assert after(name, likelihood, action_weight=5.0) < after(name, likelihood) - 1e-2
+
+
+@pytest.mark.parametrize("name", ["bcql", "cpq"])
+def test_the_policy_term_lowers_the_cost_when_the_multiplier_is_high(name):
+    def actor_cost(agent, multiplier):
+        _, ctx = setting(name)
+        batch = ctx.retain.everything()
+        for _ in range(30):
+            loss = agent.policy_loss(batch.observations, multiplier)
+            optimizer = agent.optimizers()["actor_optim"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        torch.manual_seed(1)
+        return agent.violation(batch).item()
+    costs = [actor_cost(setting(name)[0], multiplier) for multiplier in (0.0, 100.0)]
+    assert costs[1] < costs[0]
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_the_multiplier_is_positive_exactly_when_the_constraint_is_violated(name):
+    for limit, violated in ((1e-3, True), (1e3, False)):
+        agent, ctx = setting(name, limit)
+        with torch.no_grad():
+            for network in ("cost_critic", "cost_critic_old"):
+                for parameter in getattr(agent.model, network, torch.nn.Module()).parameters():
+                    if parameter.shape == (1,):
+                        parameter.add_(1.0)  # a positive cost critic: toy critics start around zero
+        ctx.reference = agent.frozen()
+        outcome = SafeRule(SafeRuleOptions(**OFF)).run(ctx)
+        multipliers = [entry["multiplier"] for entry in outcome.trace]
+        violations = [entry["violation"] for entry in outcome.trace]
+        assert all((v > 0) == violated for v in violations), violations
+        assert all((m > 0) == violated for m in multipliers), multipliers
+
+
+def test_the_repair_does_not_re_awaken_what_was_forgotten():
+    likelihood = lambda agent, batch: agent.log_prob(batch.observations, batch.actions)  # noqa: E731
+    stages = dict(action_weight=5.0, forget_share=0.4, steps=100)
+    kept = after("coptidice", likelihood, repair_action_weight=5.0, **stages)
+    assert kept < after("coptidice", likelihood, repair_action_weight=0.0, **stages)
+
+
+def test_costs_to_go_are_discounted_sums_within_each_trajectory():
+    rng = np.random.default_rng(0)
+    costs, done = rng.random(20), np.isin(np.arange(20), [4, 5, 12])
+    expected, running = np.zeros(20), 0.0
+    for row in reversed(range(20)):
+        running = costs[row] + (0 if done[row] else 0.9 * running)
+        expected[row] = running
+    assert np.allclose(costs_to_go(costs, done, 0.9), expected)
+
+
+class Policy:
+    """Stands in for an adapter: every action is the same."""
+
+    def __init__(self, action):
+        self.action = action
+
+    def actions(self, observations):
+        return torch.full((len(observations), 2), self.action)
+
+
+@pytest.fixture(scope="module")
+def gate():
+    """Costs follow the actions: an action of 0.8 is costly, one of -0.8 is not."""
+    rng = np.random.default_rng(0)
+    data = toy_data(30, 20)
+    data["actions"] = rng.uniform(-1, 1, data["actions"].shape).astype(np.float32)
+    data["costs"] = (data["actions"].mean(1) > 0.2).astype(np.float32)
+    store = TransitionStore(data)
+    _, retain = forget_and_retain(store, np.arange(40))
+    return SafetyGate(store, retain, Policy(0.0), 0.9, 1.0)
+
+
+def test_the_gate_tells_costly_policies_from_others(gate):
+    assert gate.accepts(Policy(0.0))[0] and gate.accepts(Policy(-0.8))[0]
+    accepted, estimate = gate.accepts(Policy(0.8))
+    assert not accepted and estimate > gate.before
+
+
+def test_a_rejected_state_is_rolled_back_and_the_multiplier_raised(gate):
+    agent, ctx = setting("coptidice", steps=20)
+    before = agent.state()["weights"]
+
+    class Never:
+        def accepts(self, adapter):
+            return False, 9.0
+
+        def summary(self):
+            return {"used": True}
+    ctx.gate = Never()
+    outcome = SafeRule().run(ctx)
+    assert not outcome.accepted and outcome.rollbacks == 10
+    assert all(torch.equal(t, before[n]) for n, t in agent.model.state_dict().items())
+    # lambda falls again by at most rate x |violation| in the step after each rollback
+    assert any(entry["multiplier"] > 0.5 for entry in outcome.trace)
