@@ -25,7 +25,7 @@ def evaluate(adapter, episodes, seed=0, progress=True, label="evaluate"):
     out = {"reward": [], "cost": [], "length": []}
     try:
         for episode in tqdm(range(episodes), desc=label, disable=not progress, leave=False, dynamic_ncols=True):
-            start = seed + episode
+            start = 1000 * seed + episode  # other seeds, other initial states
             random.seed(start)
             np.random.seed(start)
             torch.manual_seed(start)
