@@ -25,7 +25,7 @@ COMMON = {"lr": 1e-3, "gamma": 0.97, "lagrangian_pid": (0.05, 0.005, 0.1)}
 ALGORITHMS = {"trpol": ("TRPOLagAgent", dict(COMMON, target_kl=0.008), {"batch_size": 99999, "repeat": 4}),
               "ppol": ("PPOLagAgent", dict(COMMON), {"batch_size": 512, "repeat": 4})}
 EPISODES_PER_UPDATE = 10
-# As in that script the policy never becomes nearly deterministic: it would stop learning, and its data would be narrow.
+# A policy that became nearly deterministic would stop learning, and its data would be narrow.
 MIN_LOG_STD = -1.9
 # The cost limits, as shares of the largest cost in DSRL's data: first a safe policy is learned, then it is let go.
 LIMIT_SHARES = (0.05, 0.05, 0.05, 0.125, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0)

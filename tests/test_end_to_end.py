@@ -1,6 +1,7 @@
 """The whole road, with OSRL's real classes, a real Bullet environment and the shipped dataset."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -106,6 +107,39 @@ def test_unlearning_from_the_run_directory_equals_unlearning_in_the_run(finished
     assert all(torch.equal(in_run[name], again[name]) for name in in_run)
     with open(os.path.join(rundir.unlearned_dir(folder, "safe_rule"), "report.json")) as file:
         assert json.load(file)["unlearned"] is None
+
+
+INTERRUPTED = """
+import sys
+from osrl_unlearn import cli, unlearning
+def logging(logger, offset):
+    def on_check(step, entry):
+        if step == 6:
+            raise KeyboardInterrupt
+    return on_check
+unlearning._logging = logging
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_after_ctrl_c_the_same_command_goes_on_and_gives_the_same_weights(finished, tmp_path):
+    _, folder, _ = finished
+    command = ["unlearn", folder, "--method", "fine_tune", "--steps", "10", "--eval-episodes", "1"]
+    run("-m", "osrl_unlearn", *command, "--reference", folder, cwd=tmp_path)
+    result = rundir.unlearned_dir(folder, "fine_tune")
+    whole = weights(result)
+    with open(os.path.join(result, "report.json")) as file:
+        report = json.load(file)
+    assert report["reference"] == report["poisoned"]  # the poisoned run stood in for a reference
+    shutil.rmtree(result)
+    stopped = run("-c", INTERRUPTED, *command, cwd=tmp_path, status=130)
+    assert "go on from step 5" in stopped.stderr and not os.path.exists(rundir.model_path(result))
+    other = run("-m", "osrl_unlearn", *command[:-1], "2", "--seed", "9", cwd=tmp_path, status=2)
+    assert "interrupted run with other settings" in other.stderr
+    again = run("-m", "osrl_unlearn", *command, cwd=tmp_path)
+    assert "going on from step 5" in again.stderr
+    assert all(torch.equal(whole[name], tensor) for name, tensor in weights(result).items())
+    assert not [name for _, _, names in os.walk(result) for name in names if name == "resume.pt"]
 
 
 def test_continuing_from_checkpoint_and_side_state_equals_not_having_stopped(finished, tmp_path):

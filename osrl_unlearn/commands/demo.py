@@ -3,6 +3,7 @@ import os
 import sys
 import time
 
+import numpy as np
 import yaml
 
 from osrl_unlearn import environments, resources, rundir
@@ -50,8 +51,8 @@ def run_demo(config, seed, out, progress=True):
     attack = config["attack"]
     poisoned = poison(data, attack["name"], rate=attack["rate"], unit=attack["unit"], seed=seed, ids=ids,
                       options=attack["options"], task=config["task"], dataset=dataset)
-    forget = set(poisoned.manifest.row_numbers(poisoned.data, poisoned.ids).tolist())
-    retain = [row for row in range(len(poisoned.data["rewards"])) if row not in forget]
+    forget = poisoned.manifest.row_numbers(poisoned.data, poisoned.ids)
+    retain = np.setdiff1d(np.arange(len(poisoned.data["rewards"])), forget)
     print("osrl-unlearn demo: {} on {} ({:,} transitions); {} poisons {:.0%} of the rows; {:,} updates per agent".format(
         cls.name, config["task"], len(data["rewards"]), attack["name"], len(forget) / len(poisoned.data["rewards"]),
         config["updates"]), file=sys.stderr)

@@ -66,7 +66,8 @@ def poison(data, attack, *, rate, unit="trajectory", seed=0, ids=None, options=N
                 out[name][rows] = values
     else:
         spans = np.zeros((0, 3), np.int64)
-    before, after = column_hashes(data), column_hashes(out)
+    before = column_hashes(data)
+    after = dict(before, **column_hashes({name: out[name] for name in out if out[name] is not data[name]}))
     manifest = ForgetManifest(
         unit=unit, spans=spans.tolist(), rows=int((spans[:, 2] - spans[:, 1]).sum()),
         columns={name: {"before": before[name], "after": after[name]} for name in after},

@@ -257,9 +257,9 @@ def generator_states(device):
 
 def set_generator_states(states, device):
     """Set what :func:`generator_states` returned."""
-    torch.set_rng_state(states[0])
+    torch.set_rng_state(states[0].cpu())
     if len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device)
+        torch.cuda.set_rng_state(states[1].cpu(), device)
 
 
 @contextmanager

@@ -1,0 +1,21 @@
+"""Every test leaves Python's import machinery and its handling of Ctrl-C as it found them."""
+import signal
+
+import pytest
+
+from osrl_unlearn.hooks import compat
+
+
+@pytest.fixture(autouse=True)
+def _import_hooks_are_taken_back():
+    yield
+    for undo in list(compat._installed):
+        undo()
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_raises():
+    # A shell starts background jobs with SIGINT ignored, and Python keeps it that way.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
