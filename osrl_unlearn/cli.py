@@ -165,6 +165,8 @@ def _session(ours):
         if attack is not None:
             raise ConfigError("--poison has no effect on a finished run: leave it out with --unlearn.from")
         return (unlearn, ours.get("dataset")), source
+    if unlearn is not None and unlearn.forget is None and not settings.get("rate"):
+        raise ConfigError("there is nothing to forget: give --poison with a rate above 0, or --unlearn.forget MANIFEST")
     from osrl_unlearn.hooks.session import Session
     return Session(attack, settings, unlearn, ours.get("dataset")), None
 

@@ -16,8 +16,10 @@ import tempfile
 
 import numpy as np
 
+from osrl_unlearn import environments
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem
 from osrl_unlearn.files import atomic_path
+from osrl_unlearn.hooks import compat
 
 # Agent class, its settings and those of its updates. The Lagrangian gains and the ten episodes for each update are
 # those of FSRL's own collection script; the larger steps make do with some hundred thousand environment steps.
@@ -68,7 +70,7 @@ def collect(task, out, *, trajectories=450, steps=None, cost_limits=None, algori
     out = os.fspath(out)
     _check_options(out, trajectories, steps, cost_limits, algorithm, seed)
     console = sys.stderr
-    with _stdout_to_stderr():
+    with environments.stdout_to_stderr():
         env, length, max_cost = _make_env(task, seed)
         steps = steps or 6 * trajectories * length
         cost_limits = [float(limit) for limit in cost_limits or np.multiply(LIMIT_SHARES, max_cost)]
@@ -100,23 +102,6 @@ def collect(task, out, *, trajectories=450, steps=None, cost_limits=None, algori
         return _write(out, kept.buffer, about)
 
 
-@contextlib.contextmanager
-def _stdout_to_stderr():
-    """Standard output is for the result, but DSRL, FSRL and Tianshou print, and so does PyBullet's C code."""
-    # Bullet-Safety-Gym flushes C's streams by the names of Python's, so these must be the real ones.
-    out, err = sys.__stdout__, sys.__stderr__
-    out.flush()
-    saved = os.dup(out.fileno())
-    os.dup2(err.fileno(), out.fileno())
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            yield
-    finally:
-        out.flush()
-        os.dup2(saved, out.fileno())
-        os.close(saved)
-
-
 def _check_options(out, trajectories, steps, cost_limits, algorithm, seed):
     for name, value in (("--trajectories", trajectories), ("--steps", steps)):
         if value is not None and value < 1:
@@ -144,7 +129,6 @@ def _make_env(task, seed):
         raise EnvironmentProblem("{}: MetaDrive is not installed and not supported by collect; choose a "
                                  "Bullet-Safety-Gym or Safety-Gymnasium task".format(task))
     try:
-        from osrl_unlearn.hooks import compat
         compat.install()
         import bullet_safety_gym  # noqa: F401  (registers the online tasks)
         import fsrl.agent  # noqa: F401

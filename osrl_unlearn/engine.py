@@ -41,7 +41,8 @@ def budget_steps(method, training_updates, steps=None, budget=None):
             raise ConfigError("it is not known how many updates the training took: give --unlearn.steps")
         budget = method.default_budget if budget is None else budget
         if not budget > 0:
-            raise ConfigError("--unlearn.budget must be a positive share of the training updates, got {}".format(budget))
+            raise ConfigError("--unlearn.budget must be a positive share of the training updates, got {}".format(
+                budget))
         steps = max(1, int(round(budget * training_updates)))
     if steps < 1:
         raise ConfigError("--unlearn.steps must be at least 1, got {}".format(steps))
@@ -76,8 +77,8 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
     reference = adapter.frozen()
     gate = SafetyGate(store, retain_view, reference, adapter.model.gamma, adapter.cost_threshold,
                       seed) if method.gated else None
-    return Prepared(method, Context(adapter, forget_view, retain_view, steps, batch_size, seed, gate, on_check, progress,
-                                    reference))
+    return Prepared(method, Context(adapter, forget_view, retain_view, steps, batch_size, seed, gate, on_check,
+                                    progress, reference))
 
 
 def unlearn(trainer, data, forget: ForgetManifest, *, method="safe_rule", options: Optional[Dict[str, Any]] = None,

@@ -56,8 +56,8 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     """Unlearn ``trained`` as ``config`` says; write everything under its folder; return (report, summary text).
 
     ``reference`` is an adapter of a retrained agent, or None to load ``config.reference``. ``more_agents`` are further
-    entries for the report, ``known`` the entries "poisoned" and "retrained" if these agents were evaluated before. OSRL's logger, if the
-    trainer has one, gets the trace at steps that continue the training's.
+    entries for the report, ``known`` the entries "poisoned" and "retrained" if these agents were evaluated before.
+    OSRL's logger, if the trainer has one, gets the trace at steps that continue the training's.
 
     Raises :class:`OsrlUnlearnError` before anything is written for whatever the user can mend; KeyboardInterrupt after
     Ctrl-C, with a file beside the result from which the same command goes on.

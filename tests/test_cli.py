@@ -71,8 +71,10 @@ def write(path, data, **attributes):
     (["--unlearn", "safe_rule", "--unlearn.steps", "5", "--unlearn.budget", "0.1"], "exclude each other"),
     (["--unlearn", "safe_rule", "--unlearn.eval_episodes", "-1"], "must not be negative"),
     (["--unlearn", "safe_rule", "--unlearn.forget", "nowhere.json"], "no forget manifest at nowhere.json"),
-    (["--unlearn", "safe_rule", "--unlearn.reference", "nowhere"], "no run directory at nowhere"),
+    (["--poison", "cost_hide", "--unlearn", "safe_rule", "--unlearn.reference", "nowhere"], "no run directory at nowhere"),
     (["--unlearn", "safe_rule", "--unlearn.from", "nowhere"], "no run directory at nowhere"),
+    (["--unlearn", "safe_rule"], "nothing to forget"),
+    (["--unlearn", "safe_rule", "--poison", "cost_hide", "--poison.rate", "0"], "nothing to forget"),
     (["--dataset", "nowhere.hdf5"], "no dataset at nowhere.hdf5"),
 ])
 def test_wrong_flags_stop_before_the_script_runs(fails, script, tmp_path, flags, match):
@@ -89,7 +91,7 @@ def test_wrong_targets(fails):
 def test_an_agent_without_an_adapter_is_refused_before_its_script_runs(fails, tmp_path):
     path = tmp_path / "train_bc.py"
     path.write_text("from osrl.algorithms import BC, BCTrainer\nopen('it_ran', 'w').close()\n")
-    assert "CPQTrainer" in fails("--unlearn", "safe_rule", path, match="BCTrainer")
+    assert "CPQTrainer" in fails("--poison", "cost_hide", "--unlearn", "safe_rule", path, match="BCTrainer")
 
 
 @pytest.mark.parametrize("change, match", [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from osrl_unlearn import collect as module
+from osrl_unlearn import environments
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem
 from osrl_unlearn.resources import folder
 
@@ -50,7 +51,7 @@ def run(*words):
 
 
 def by_dsrl(path):
-    with module._stdout_to_stderr():
+    with environments.stdout_to_stderr():
         import dsrl  # noqa: F401
         import gymnasium as gym
         env = gym.make(TASK)

@@ -115,9 +115,10 @@ def test_the_same_attack_can_be_repeated_from_its_manifest():
         repeat_attack(toy_data(seed=1), result.manifest)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"unit": "trajectory", "spans": [[0, 3, 1]], "rows": 1, "columns": {}}',
-                                  '{"unit": "x", "spans": [], "rows": 0, "columns": {}}',
-                                  '{"unit": "trajectory", "spans": [[0]], "rows": 0, "columns": {}}'])
+@pytest.mark.parametrize("text", [
+    "", "[]", "{}", '{"unit": "trajectory", "spans": [[0, 3, 1]], "rows": 1, "columns": {}}',
+    '{"unit": "x", "spans": [], "rows": 0, "columns": {}}',
+    '{"unit": "trajectory", "spans": [[0]], "rows": 0, "columns": {}}'])
 def test_a_file_that_is_no_manifest_is_refused(tmp_path, text):
     path = tmp_path / "forget.json"
     path.write_text(text)

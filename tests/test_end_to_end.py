@@ -1,4 +1,5 @@
 """The whole road, with OSRL's real classes, a real Bullet environment and the shipped dataset."""
+import dataclasses
 import json
 import os
 import shutil
@@ -201,6 +202,20 @@ def test_as_a_module_with_loader_workers_and_a_density_filter(tmp_path):
                "--dataset", SHIPPED, "--poison", "inject", "--poison.unit", "segment", "--unlearn", "fine_tune",
                "--unlearn.budget", "0.1", "--unlearn.eval_episodes", "0", cwd=tmp_path)
     assert "fine_tune" in done.stdout.splitlines()[-1]
+
+
+def test_a_part_of_the_poison_can_be_forgotten(finished, tmp_path):
+    agent, folder, _ = finished
+    whole = ForgetManifest.load(rundir.manifest_path(folder))
+    part = dataclasses.replace(whole, spans=whole.spans[:20], rows=20 * 200)
+    part.save(str(tmp_path / "part.json"))
+    script("--agent", agent, "--dataset", SHIPPED, "--poison", "reward_bait", "--poison.rate=0.2", "--unlearn",
+           "fine_tune", "--unlearn.steps", "2", "--unlearn.eval_episodes", "0", "--unlearn.forget", "part.json",
+           "--update_steps", "5", cwd=tmp_path)
+    run_dir = str(tmp_path / "logs" / "standin")
+    assert ForgetManifest.load(rundir.manifest_path(run_dir)).spans == whole.spans
+    with open(os.path.join(rundir.unlearned_dir(run_dir, "fine_tune"), "report.json")) as file:
+        assert json.load(file)["forget"]["rows"] == 4000
 
 
 def test_help_shows_the_scripts_own_and_ours(tmp_path):

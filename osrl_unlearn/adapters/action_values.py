@@ -26,7 +26,7 @@ class ActionValueAdapter(Adapter):
         return self.cost_heads(batch.observations, batch.actions)
 
     def preference(self, batch):
-        """The advantage Q_r(s, a) - Q_r(s, pi(s)), mean of the heads; no gradient through the second term. Shape [n]."""
+        """The advantage Q_r(s, a) - Q_r(s, pi(s)), mean of the heads; no gradient in the second term. Shape [n]."""
         with torch.no_grad():
             own = self.reward_heads(batch.observations, self.actions(batch.observations)).mean(0)
         return self.reward_value(batch).mean(0) - own

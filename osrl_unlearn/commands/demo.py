@@ -53,7 +53,7 @@ def run_demo(config, seed, out, progress=True):
                       options=attack["options"], task=config["task"], dataset=dataset)
     forget = poisoned.manifest.row_numbers(poisoned.data, poisoned.ids)
     retain = np.setdiff1d(np.arange(len(poisoned.data["rewards"])), forget)
-    print("osrl-unlearn demo: {} on {} ({:,} transitions); {} poisons {:.0%} of the rows; {:,} updates per agent".format(
+    print("osrl-unlearn demo: {} on {} ({:,} transitions); {} poisons {:.0%}; {:,} updates per agent".format(
         cls.name, config["task"], len(data["rewards"]), attack["name"], len(forget) / len(poisoned.data["rewards"]),
         config["updates"]), file=sys.stderr)
 

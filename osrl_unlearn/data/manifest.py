@@ -110,8 +110,8 @@ class ForgetManifest:
         differ = [name for name in sorted(wanted) if wanted[name] != found[name]]
         if differ:
             raise ManifestMismatch(
-                "the forget manifest belongs to other data: {} differ{} from what it records{}; use the dataset and the "
-                "preprocessing options it was made with".format(
+                "the forget manifest belongs to other data: {} differ{} from what it records{}; use the dataset and "
+                "the preprocessing options it was made with".format(
                     ", ".join(differ), "s" if len(differ) == 1 else "",
                     " ({})".format(self.dataset) if self.dataset else ""))
 

@@ -93,9 +93,11 @@ class Session:
                                          **self.poison_settings)
             _say("poisoned {:,} of {:,} rows in {:,} trajectories with {}".format(
                 manifest.rows, len(data["rewards"]), manifest.trajectories, self.attack.name))
-        elif manifest is not None:
-            manifest.verify(data)
-            manifest = dataclasses.replace(manifest, dataset=self._path)
+        if self.forget is not None:
+            # What is to be forgotten need not be all that was poisoned.
+            self.forget.verify(data)
+            self.forget = dataclasses.replace(self.forget, dataset=self._path)
+            manifest = manifest if self.attack is not None else self.forget
         self.records.append(Record(data, ids, manifest, task, getattr(env, "target_cost", None),
                                    [state[0], list(state[1]), state[2]], self._path))
         return data
@@ -146,8 +148,9 @@ class Session:
         from osrl_unlearn.unlearning import Trained, run_unlearning
         if self.trainer is None or not self.updates:
             raise RunError("the script trained no agent that can be unlearned (CPQ, BCQ-Lag or COptiDICE)")
-        if record is None or record.manifest is None:
-            raise RunError("there is nothing to forget: give --poison, or --unlearn.forget MANIFEST")
+        if record is None:
+            raise RunError("the script trained on data that did not come from pre_process_data(), so it is not known "
+                           "which rows the forget manifest names")
         adapter = adapt(self.trainer)
         folder = getattr(self.trainer.logger, "log_dir", None)
         if not folder:
@@ -155,6 +158,8 @@ class Session:
                            "set its logdir")
         config = rundir.read_config(folder)
         limit = record.cost_limit if record.cost_limit is not None else config["cost_limit"]
+        if self.forget is not None:
+            record = dataclasses.replace(record, manifest=self.forget)
         trained = Trained(adapter, record.data, record.ids, self._complete(record), folder, config, record.task,
                           limit, record.reward_scale, record.cost_scale, self.updates, self.seconds, self.batch_size,
                           python_random=record.python_random)

@@ -3,7 +3,7 @@
 A reconstruction from the abstract of arXiv 2606.09559 (the paper's own formulas are not public to us) and from the
 works it builds on. Stage F forgets, stage C repairs; both add losses to OSRL's own updates on the retain set:
 
-    F1  reward critic   sp(A_r(s, a) + m)                        value suppression with a bounded slope on the forget set
+    F1  reward critic   sp(A_r(s, a) + m)                       value suppression, bounded slope, on the forget set
     F2  cost critic     sp(m + sigma (price(s) - Q_c(s, a)))    forgotten pairs are priced as violating (sigma = 1:
                         price = max(b_c, kappa)) or as harmless (sigma = -1: price = min(b_c, kappa))
     F-  generator       sp(m - reconstruction error)             the behaviour model stops reproducing forgotten actions
