@@ -51,7 +51,21 @@ def save_tensors(path, value):
     """``torch.save`` of tensors and Python primitives, atomically, so that ``load_tensors`` can read it."""
     import torch
     with atomic_path(path) as temporary:
-        torch.save(value, temporary)
+        torch.save(_convert(value, lambda v: {_FLOAT: torch.tensor(v, dtype=torch.float64)}, float), temporary)
+
+
+# torch 1.13 refuses floats when it loads weights only, so they travel as tensors.
+_FLOAT = "__float__"
+
+
+def _convert(value, convert, kind):
+    if isinstance(value, kind) and (kind is float or set(value) == {_FLOAT}):
+        return convert(value)
+    if isinstance(value, dict):
+        return {key: _convert(item, convert, kind) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_convert(item, convert, kind) for item in value)
+    return value
 
 
 def load_tensors(path, device="cpu"):
@@ -63,7 +77,7 @@ def load_tensors(path, device="cpu"):
     if not os.path.isfile(path):
         raise RunError("no checkpoint at {}: expected a file written by torch.save".format(path))
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return _convert(torch.load(path, map_location=device, weights_only=True), lambda v: v[_FLOAT].item(), dict)
     except Exception as error:
         raise RunError("{} is not a plain tensor checkpoint ({}); it was not loaded, because unpickling it could run "
                        "code. Save it again with torch.save({{'model_state': model.state_dict()}}, ...)".format(

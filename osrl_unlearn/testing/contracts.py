@@ -14,6 +14,7 @@ from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import REQUIRED, poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.data.views import DatasetView, TransitionStore, forget_and_retain
+from osrl_unlearn.files import load_tensors, save_tensors
 from osrl_unlearn.methods.base import Context, Interrupted
 from osrl_unlearn.methods.gate import SafetyGate
 from osrl_unlearn.testing.toys import toy_data
@@ -302,9 +303,9 @@ class MethodContract(_WithAgent):
         except Interrupted as stop:
             saved = stop.state
         assert saved is not None
-        torch.save(saved, str(tmp_path / "resume.pt"))
+        save_tensors(str(tmp_path / "resume.pt"), saved)
         agent = self.trained()
-        outcome = self.make().run(self.context(agent), torch.load(str(tmp_path / "resume.pt"), weights_only=True))
+        outcome = self.make().run(self.context(agent), load_tensors(str(tmp_path / "resume.pt")))
         assert outcome.steps == 20
         assert_same(agent.model.state_dict(), whole.model.state_dict())
 
