@@ -32,6 +32,11 @@ def main(argv=None):
     except OsrlUnlearnError as error:
         print("osrl-unlearn: error: {}".format(error), file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        # Not from a script: its own errors are shown as python would show them.
+        print("osrl-unlearn: error: {} is not installed: run 'osrl-unlearn doctor' to see what is missing".format(
+            error.name), file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("osrl-unlearn: interrupted", file=sys.stderr)
         return 130

@@ -38,6 +38,7 @@ def make(task, cost_limit, reward_scale=1.0):
             import bullet_safety_gym  # noqa: F401 - registers the tasks
             import dsrl  # noqa: F401
             import gymnasium
+            import osrl.algorithms  # noqa: F401 - every task is made for one of OSRL's agents
             from dsrl.offline_env import OfflineEnvWrapper, wrap_env
         except ImportError as error:
             raise EnvironmentProblem("{} is not installed: run 'osrl-unlearn doctor' to see what is missing".format(

@@ -237,7 +237,15 @@ def test_options_of_the_unlearn_command(fails, run_dir):
     unlearn(fails, run_dir, "--method", "forget_it", match="unknown method")
 
 
-def test_osrl_not_installed(fails, run_dir, monkeypatch):
-    monkeypatch.setitem(sys.modules, "dsrl", None)
-    monkeypatch.setitem(sys.modules, "dsrl.offline_env", None)
+@pytest.mark.parametrize("module", ["dsrl", "dsrl.offline_env", "osrl.algorithms", "bullet_safety_gym"])
+def test_a_package_that_is_not_installed(fails, run_dir, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
     unlearn(fails, run_dir, match="doctor")
+
+
+def test_the_command_line_without_torch(fails, script, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith(("osrl_unlearn.", "torch."))]:
+        if not name.startswith(("osrl_unlearn.cli", "osrl_unlearn.errors", "osrl_unlearn.hooks")):
+            monkeypatch.delitem(sys.modules, name)
+    fails("--poison", "cost_hide", script, match="torch is not installed")
