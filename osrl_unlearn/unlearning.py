@@ -138,7 +138,7 @@ def _report(trained, config, about, outcome, constants, model_before):
         "gate": outcome.gate, "accepted": outcome.accepted, "rollbacks": outcome.rollbacks,
         "reason": outcome.reason, "versions": versions(),
         "models": {"before": model_before, "after": sha256_state(trained.adapter.model.state_dict())},
-        "notes": trained.notes,
+        "notes": trained.notes, "trace": trace,
     }
 
 

@@ -56,7 +56,7 @@ def test_one_command_gives_a_poisoned_agent_an_unlearned_agent_and_a_report(fini
     assert report["updates"] == {"train": 40, "unlearn": 10, "ratio": 0.25}
     assert report["forget"]["share"] == pytest.approx(0.2, abs=0.01)
     assert report["poisoned"]["cost"]["n"] == report["unlearned"]["cost"]["n"] == 2
-    assert report["gate"]["used"] and report["multiplier"] is not None
+    assert report["gate"]["used"] and report["multiplier"] is not None and len(report["trace"]) == 10
     assert report["wall_seconds"]["train"] > 0 and report["wall_seconds"]["unlearn"] > 0
     for name in ("report.md", "values.png", "cost_reward.png", "action_distance.png"):
         assert os.path.getsize(os.path.join(result, name)) > 500
