@@ -182,8 +182,6 @@ def _safety_gymnasium():
         _try_task("OfflineHopperVelocityGymnasium-v1")
     except Exception as error:
         detail = "no Hopper, Swimmer or Walker2d ({}): {}".format(versions, _first_line(error))
-        if sys.version_info >= (3, 12):
-            return WARNING, detail, "use Python 3.10 or 3.11 for these tasks: mujoco 2.3.3 has no build for this one"
         return BROKEN, detail, _pip(_MUJOCO)
     return OK, "OfflinePointGoal1 and OfflineHopperVelocity run ({})".format(versions), ""
 

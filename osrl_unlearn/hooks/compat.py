@@ -1,11 +1,14 @@
-"""Make Safety-Gymnasium 0.4 usable on Python 3.11.
+"""Make Safety-Gymnasium 0.4 usable on Python 3.11 and 3.12.
 
 From 3.11 on a dataclass refuses unhashable defaults, and Safety-Gymnasium uses the NumPy arrays of two dicts as
-defaults. A view of the same array with a hash is accepted, and is still an array for everybody else.
+defaults. A view of the same array with a hash is accepted, and is still an array for everybody else. For 3.12 there is
+only a MuJoCo that refuses three of the models: see :mod:`osrl_unlearn.hooks.mjcf`.
 """
 import sys
 
+from osrl_unlearn.hooks import mjcf
 from osrl_unlearn.hooks.imports import on_import
+from osrl_unlearn.hooks.patching import Patch, PatchSet
 
 _DICTS = (("safety_gymnasium.assets.color", "COLOR"), ("safety_gymnasium.assets.group", "GROUP"))
 _installed = []  # the undo function, while installed
@@ -32,7 +35,16 @@ def install():
     if sys.version_info >= (3, 11):
         for module, name in _DICTS:
             pending.append(on_import(module, _repair(name, restore)))
+        patches = PatchSet()
+        pending.append(patches.undo)
+        pending.append(on_import("gymnasium.envs.mujoco.mujoco_env", lambda module: _modernise(module, patches)))
     return undo
+
+
+def _modernise(module, patches):
+    version = getattr(getattr(module, "mujoco", None), "__version__", None)
+    if version and mjcf.is_needed(version):
+        patches.add(Patch(mjcf.TARGET, mjcf.initialize))
 
 
 def _repair(name, restore):
