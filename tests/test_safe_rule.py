@@ -158,16 +158,21 @@ def gate():
     rng = np.random.default_rng(0)
     data = toy_data(30, 20)
     data["actions"] = rng.uniform(-1, 1, data["actions"].shape).astype(np.float32)
-    data["costs"] = (data["actions"].mean(1) > 0.2).astype(np.float32)
+    data["costs"] = data["actions"].mean(1).clip(0, 1)
     store = TransitionStore(data)
     _, retain = forget_and_retain(store, np.arange(40))
-    return SafetyGate(store, retain, Policy(0.0), 0.9, 1.0)
+    return SafetyGate(store, retain, Policy(0.3), 0.9, 1.0)
 
 
 def test_the_gate_tells_costly_policies_from_others(gate):
-    assert gate.accepts(Policy(0.0))[0] and gate.accepts(Policy(-0.8))[0]
+    assert gate.accepts(Policy(0.3))[0] and gate.accepts(Policy(-0.2))[0]
     accepted, estimate = gate.accepts(Policy(0.8))
     assert not accepted and estimate > gate.before
+
+
+def test_the_gate_accepts_no_policy_that_leaves_the_data(gate):
+    accepted, estimate = gate.accepts(Policy(-4.0))
+    assert not accepted and gate.distance > 1.1 * gate.distance_before
 
 
 def test_a_rejected_state_is_rolled_back_and_the_multiplier_raised(gate):

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 STEPS, BATCH, HIDDEN, HEADS, STATES = 400, 512, 128, 2, 1024
+NEIGHBOURS = 8192  # retained pairs that distances are taken to
+LEAVING = 1.1  # a policy this many times as far from the data as the old one is beyond what the critic can judge
 
 
 def costs_to_go(costs, done, gamma):
@@ -28,7 +30,9 @@ class SafetyGate:
     """A small critic of the discounted cost-to-go, fitted once to the retain set.
 
     It regresses on what the logged trajectories really cost (no bootstrapping), so it values the policy's action
-    followed by the logged behaviour: a first-order estimate, good for comparing two policies that are near the data.
+    followed by the logged behaviour: a first-order estimate, good for comparing two policies that are near the data. So
+    a policy that leaves the data is not accepted either: the mean distance of (s, pi(s)) to the nearest retained pair,
+    each dimension in units of its spread, may grow by a tenth.
     Forgotten rows are not fitted; where a retained row is followed by forgotten ones, their costs count as at least
     the mean positive cost of the retain set, since their labels cannot be trusted. The higher of two heads is used.
 
@@ -70,30 +74,30 @@ class SafetyGate:
         self._states = retain.everything(STATES).observations
         self.threshold = float(threshold)
         self._seed = int(seed)
-        self._reference = self._costs(reference)
-        self.before = self._reference.mean().item()
-        self.last = None
+        pairs = retain.everything(NEIGHBOURS)
+        self._pairs = (torch.cat([pairs.observations, pairs.actions], -1) - self._mean) / self._std
+        self.before, self.distance_before = self._judge(reference)
+        self.last = self.distance = None
         self.accepted = self.rejected = 0
 
     @torch.no_grad()
-    def _costs(self, adapter):
+    def _judge(self, adapter):
         # The same latents every time, so that stochastic policies are compared on equal terms.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             actions = adapter.actions(self._states)
         x = (torch.cat([self._states, actions], -1) - self._mean) / self._std
-        return torch.stack([h(x).squeeze(-1) for h in self._heads]).max(0).values * self._scale
+        costs = torch.stack([h(x).squeeze(-1) for h in self._heads]).max(0).values * self._scale
+        return costs.mean().item(), torch.cdist(x, self._pairs).min(-1).values.mean().item()
 
     def accepts(self, adapter):
         """(whether the agent may replace the last accepted one, its estimated cost).
 
-        It may not if its cost is higher than that of the agent before unlearning, by more than two standard errors of
-        the paired difference over the states.
+        It may not if its cost is higher than that of the agent before unlearning, or if its actions have moved away
+        from the retained data, where the estimate means nothing.
         """
-        costs = self._costs(adapter)
-        self.last = costs.mean().item()
-        worse = costs - self._reference
-        accepted = bool(worse.mean() <= 2 * worse.std() / len(worse) ** 0.5)
+        self.last, self.distance = self._judge(adapter)
+        accepted = self.last <= self.before and self.distance <= LEAVING * self.distance_before
         self.accepted += accepted
         self.rejected += not accepted
         return accepted, self.last
@@ -101,4 +105,5 @@ class SafetyGate:
     def summary(self):
         """For the report; costs are discounted, as ``threshold`` is."""
         return {"used": True, "estimate_before": self.before, "estimate_after": self.last,
+                "distance_before": self.distance_before, "distance_after": self.distance,
                 "threshold": self.threshold, "accepted_checks": self.accepted, "rejected_checks": self.rejected}
