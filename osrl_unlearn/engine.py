@@ -1,15 +1,17 @@
 """Unlearning as a library call: an OSRL trainer, its data, and what to forget."""
 import dataclasses
+import time
 from typing import Any, Callable, Dict, Optional
 
 import numpy as np
+from tqdm import trange
 
 from osrl_unlearn.adapters import adapt
 from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
-from osrl_unlearn.data.views import TransitionStore, forget_and_retain
+from osrl_unlearn.data.views import DatasetView, TransitionStore, forget_and_retain
 from osrl_unlearn.errors import ConfigError
-from osrl_unlearn.methods.base import Context
+from osrl_unlearn.methods.base import Context, private_generators
 from osrl_unlearn.methods.gate import SafetyGate
 from osrl_unlearn.options import parse
 from osrl_unlearn.registry import METHODS
@@ -20,10 +22,13 @@ class Prepared:
     """A method that is ready to run on an agent; made by :func:`prepare`."""
     method: Any
     context: Context
+    seconds: float  # that the preparation took; fitting the gate is part of the price
 
     def run(self, resume=None):
-        """Spend the budget; see :meth:`osrl_unlearn.methods.base.Method.run`."""
-        return self.method.run(self.context, resume)
+        """Spend the budget; see :meth:`osrl_unlearn.methods.base.Method.run`. ``seconds`` include the preparation."""
+        outcome = self.method.run(self.context, resume)
+        outcome.seconds += self.seconds
+        return outcome
 
 
 def make_method(name, options=None):
@@ -64,6 +69,7 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
     Raises:
         IncompatibleAgent, ManifestMismatch, ConfigError.
     """
+    started = time.perf_counter()
     adapter = adapter if isinstance(adapter, Adapter) else adapt(adapter)
     method = make_method(method) if isinstance(method, str) else method
     forget.verify(data)
@@ -78,7 +84,7 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
     gate = SafetyGate(store, retain_view, reference, adapter.model.gamma, adapter.cost_threshold,
                       seed) if method.gated else None
     return Prepared(method, Context(adapter, forget_view, retain_view, steps, batch_size, seed, gate, on_check,
-                                    progress, reference))
+                                    progress, reference), time.perf_counter() - started)
 
 
 def unlearn(trainer, data, forget: ForgetManifest, *, method="safe_rule", options: Optional[Dict[str, Any]] = None,
@@ -102,12 +108,6 @@ def unlearn(trainer, data, forget: ForgetManifest, *, method="safe_rule", option
 def train(adapter, data, *, steps, batch_size=256, seed=0, rows=None, reward_scale=1.0, cost_scale=1.0, progress=True,
           label="train"):
     """OSRL's own updates on ``rows`` (default: all) of ``data``; returns the seconds they took."""
-    import time
-
-    from tqdm import trange
-
-    from osrl_unlearn.data.views import DatasetView
-    from osrl_unlearn.methods.base import private_generators
     store = TransitionStore(data, reward_scale, cost_scale, adapter.device)
     view = DatasetView(store, np.arange(len(store)) if rows is None else rows, seed)
     with private_generators(seed, adapter.device):

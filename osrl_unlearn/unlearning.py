@@ -78,8 +78,8 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
                        on_check=_logging(adapter.trainer.logger, trained.updates or 0))
     about = {"method": method.name, "options": dataclasses.asdict(method.options), "steps": steps,
              "seed": config.seed, "batch_size": trained.batch_size}
-    before = {"hash": sha256_state(adapter.model.state_dict())}
-    resume = _resumable(folder, about, before["hash"])
+    model_before = sha256_state(adapter.model.state_dict())
+    resume = _resumable(folder, about, model_before)
     constants = normalization(adapter.trainer.env, trained.cost_limit)
 
     def score(agent, label):
@@ -92,7 +92,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     try:
         outcome = prepared.run(resume)
     except Interrupted as interrupted:
-        save_tensors(_resume_path(folder), dict(interrupted.state, about=about, model=before["hash"]))
+        save_tensors(_resume_path(folder), dict(interrupted.state, about=about, model=model_before))
         print("\nosrl-unlearn: interrupted; the agent is in its last accepted state. Run the same unlearning again on "
               "{} to go on from step {}".format(trained.folder, interrupted.state["i"]), file=sys.stderr)
         raise KeyboardInterrupt
@@ -103,7 +103,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     trained.manifest.save(rundir.manifest_path(folder))
     if os.path.exists(_resume_path(folder)):
         os.unlink(_resume_path(folder))
-    report = _report(trained, config, about, outcome, constants, before["hash"])
+    report = _report(trained, config, about, outcome, constants, model_before)
     report["poisoned"] = poisoned
     report["unlearned"] = score(adapter, "evaluate after")
     report["reference"] = None
