@@ -46,7 +46,7 @@ def assets():
         os.path.join(folder, name + ".xml"))]
 
 
-@pytest.mark.parametrize("path", assets(), ids=os.path.basename)
+@pytest.mark.parametrize("path", assets(), ids=[os.path.basename(path) for path in assets()])
 def test_gymnasiums_models_compile_to_the_same_numbers(path):
     mujoco = pytest.importorskip("mujoco")
     with open(path, encoding="utf-8") as file:
