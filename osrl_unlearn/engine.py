@@ -11,7 +11,8 @@ from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.views import DatasetView, TransitionStore, forget_and_retain
 from osrl_unlearn.errors import ConfigError
-from osrl_unlearn.methods.base import Context, private_generators
+from osrl_unlearn.generators import private_torch
+from osrl_unlearn.methods.base import Context
 from osrl_unlearn.methods.gate import SafetyGate
 from osrl_unlearn.options import parse
 from osrl_unlearn.registry import METHODS
@@ -110,7 +111,7 @@ def train(adapter, data, *, steps, batch_size=256, seed=0, rows=None, reward_sca
     """OSRL's own updates on ``rows`` (default: all) of ``data``; returns the seconds they took."""
     store = TransitionStore(data, reward_scale, cost_scale, adapter.device)
     view = DatasetView(store, np.arange(len(store)) if rows is None else rows, seed)
-    with private_generators(seed, adapter.device):
+    with private_torch(seed, adapter.device):
         adapter.reset()
         adapter.set_data_constants(view.everything())
         started = time.perf_counter()

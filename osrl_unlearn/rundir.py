@@ -7,14 +7,11 @@
     RUN_DIR/unlearned/METHOD/report.json, report.md, figures
 """
 import os
-import random
 from typing import Any, Dict, List, NamedTuple, Optional
 
-import numpy as np
-import torch
 import yaml
 
-from osrl_unlearn import environments
+from osrl_unlearn import environments, generators
 from osrl_unlearn.adapters import build_for
 from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
@@ -45,26 +42,6 @@ def unlearned_dir(run_dir, method):
     return os.path.join(run_dir, "unlearned", method)
 
 
-def generator_state(device="cpu"):
-    """State of the global generators of Python, NumPy and torch, as primitives and tensors."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    from osrl_unlearn.methods.base import generator_states
-    return {"python": [version, list(internal), gauss],
-            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
-            "torch": generator_states(device)}
-
-
-def set_generator_state(state, device="cpu"):
-    """Set what :func:`generator_state` returned."""
-    from osrl_unlearn.methods.base import set_generator_states
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
-    set_generator_states(state["torch"], device)
-
-
 def side_state(adapter, *, updates, batch_size, train_seconds, reward_scale, cost_scale, dataset=None,
                python_random=None):
     """What goes into state.pt: with it, and OSRL's checkpoint, training continues as if it had not stopped.
@@ -72,7 +49,7 @@ def side_state(adapter, *, updates, batch_size, train_seconds, reward_scale, cos
     The streams of DataLoader workers cannot be saved: with ``num_workers`` above 0 the batches differ after a restart.
     """
     return {"schema": SCHEMA, "agent": adapter.name, "hidden": adapter.hidden_state(),
-            "generators": generator_state(adapter.device), "updates": updates, "batch_size": batch_size,
+            "generators": generators.all_states(adapter.device), "updates": updates, "batch_size": batch_size,
             "train_seconds": train_seconds, "reward_scale": float(reward_scale), "cost_scale": float(cost_scale),
             "dataset": dataset, "python_random": python_random}
 

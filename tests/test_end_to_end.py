@@ -12,7 +12,7 @@ import pytest
 import torch
 from agents import AGENTS, subprocess_environment
 
-from osrl_unlearn import resources, rundir
+from osrl_unlearn import generators, resources, rundir
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.evaluate.report import check
 
@@ -157,7 +157,7 @@ def test_continuing_from_checkpoint_and_side_state_equals_not_having_stopped(fin
     torch.set_num_threads(1)
     batches = iter(DataLoader(TransitionDataset(data, 0.1, 1, state_init=agent == "coptidice"), batch_size=32))
     # Making the iterator draws from torch's generator, so the saved state is set after it.
-    rundir.set_generator_state(loaded.state["generators"])
+    generators.set_all_states(loaded.state["generators"])
     for _ in range(7):
         batch = next(batches)
         loaded.adapter.trainer.train_one_step(*([batch] if agent == "coptidice" else batch))

@@ -5,8 +5,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from osrl_unlearn import generators
 from osrl_unlearn.evaluate.statistics import summary
-from osrl_unlearn.methods.base import generator_states, set_generator_states
 
 
 def evaluate(adapter, episodes, seed=0, progress=True, label="evaluate"):
@@ -19,7 +19,7 @@ def evaluate(adapter, episodes, seed=0, progress=True, label="evaluate"):
         {"reward": [episodes], "cost": [episodes], "length": [episodes]}, in the environment's own units.
     """
     trainer = adapter.trainer
-    before = random.getstate(), np.random.get_state(), generator_states(adapter.device)
+    before = generators.all_states(adapter.device)
     training = adapter.model.training
     adapter.model.eval()
     out = {"reward": [], "cost": [], "length": []}
@@ -38,9 +38,7 @@ def evaluate(adapter, episodes, seed=0, progress=True, label="evaluate"):
             out["length"].append(float(length))
     finally:
         adapter.model.train(training)
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        set_generator_states(before[2], adapter.device)
+        generators.set_all_states(before, adapter.device)
     return out
 
 

@@ -3,13 +3,13 @@ import dataclasses
 import math
 import time
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
 from typing import Any, Callable, ClassVar, Dict, FrozenSet, List, Optional
 
 import torch
 from tqdm import tqdm
 
 from osrl_unlearn.errors import ConfigError, IncompatibleAgent
+from osrl_unlearn.generators import private_torch, set_torch_states, torch_states
 from osrl_unlearn.methods.gate import SafetyGate
 from osrl_unlearn.options import option
 
@@ -124,7 +124,7 @@ class Method(ABC):
         if missing:
             raise IncompatibleAgent(ctx.adapter.name, ["the method '{}' needs {}".format(
                 self.name, ", ".join(sorted(missing)))])
-        with private_generators(ctx.seed, ctx.adapter.device):
+        with private_torch(ctx.seed, ctx.adapter.device):
             return _Run(self, ctx, resume).go()
 
 
@@ -233,7 +233,7 @@ class _Run:
         return {"i": self.i, "trace": list(self.trace), "rollbacks": self.rollbacks, "seconds": self.seconds,
                 "before": self.before, "good": self.good, "values_before": self.values_before,
                 "ever_accepted": self.ever_accepted, "agent": ctx.adapter.state(), "method": self.method.state(),
-                "views": [ctx.forget.state(), ctx.retain.state()], "torch": generator_states(ctx.adapter.device)}
+                "views": [ctx.forget.state(), ctx.retain.state()], "torch": torch_states(ctx.adapter.device)}
 
     def _set_state(self, saved):
         for name in ("i", "trace", "rollbacks", "seconds", "before", "good", "values_before",
@@ -244,30 +244,4 @@ class _Run:
         self.method.set_state(ctx, saved["method"])
         ctx.forget.set_state(saved["views"][0])
         ctx.retain.set_state(saved["views"][1])
-        set_generator_states(saved["torch"], ctx.adapter.device)
-
-
-def generator_states(device):
-    """State of torch's global generators: of the CPU, and of the agent's GPU if it is on one."""
-    states = [torch.get_rng_state()]
-    if torch.device(device).type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-def set_generator_states(states, device):
-    """Set what :func:`generator_states` returned."""
-    torch.set_rng_state(states[0].cpu())
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1].cpu(), device)
-
-
-@contextmanager
-def private_generators(seed, device):
-    """Seed torch's global generators (OSRL's agents draw from them) and put them back afterwards."""
-    before = generator_states(device)
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        set_generator_states(before, device)
+        set_torch_states(saved["torch"], ctx.adapter.device)
