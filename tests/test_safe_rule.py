@@ -125,6 +125,14 @@ def test_the_multiplier_is_positive_exactly_when_the_constraint_is_violated(name
         assert all((m > 0) == violated for m in multipliers), multipliers
 
 
+@pytest.mark.parametrize("name", AGENTS)
+def test_a_cost_limit_of_zero_is_no_divergence(name):
+    agent, ctx = setting(name, 0.0, steps=20)
+    agent.model.cost_limit = 0
+    outcome = SafeRule(SafeRuleOptions(learning_rate=0.0)).run(ctx)
+    assert outcome.reason == "budget spent" and outcome.rollbacks == 0
+
+
 def test_the_repair_does_not_re_awaken_what_was_forgotten():
     likelihood = lambda agent, batch: agent.log_prob(batch.observations, batch.actions)  # noqa: E731
     stages = dict(action_weight=5.0, forget_share=0.4, steps=100)

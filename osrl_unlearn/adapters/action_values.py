@@ -42,11 +42,15 @@ class ActionValueAdapter(Adapter):
         return (torch.maximum if violating else torch.minimum)(self.cost_baseline(batch), bound)
 
     def violation(self, batch):
-        """(mean Q_c(s, pi(s)) - kappa) / kappa, with the highest head of the cost critic."""
-        return self.cost_baseline(batch).mean() / self.cost_threshold - 1
+        """(mean Q_c(s, pi(s)) - kappa) / max(kappa, 1), with the highest head of the cost critic."""
+        return self._relative(self.cost_baseline(batch).mean())
+
+    def _relative(self, cost):
+        # A cost limit of 0 is legitimate; below 1 the excess is taken as it is.
+        return (cost - self.cost_threshold) / max(self.cost_threshold, 1.0)
 
     def policy_loss(self, observations, multiplier):
-        """Lagrangian of the policy in the given states: -Q_r / mean|Q_r| + multiplier (Q_c - kappa) / kappa.
+        """Lagrangian of the policy in the given states: -Q_r / mean|Q_r| + multiplier (Q_c - kappa) / max(kappa, 1).
 
         Uses the lowest head of the reward critic and the highest of the cost critic. Scalar, for the actor.
         """
@@ -54,4 +58,4 @@ class ActionValueAdapter(Adapter):
         reward = self.reward_heads(observations, actions).min(0).values
         cost = self.cost_heads(observations, actions).max(0).values
         scale = reward.detach().abs().mean().clamp(min=1e-6)
-        return -reward.mean() / scale + multiplier * (cost.mean() / self.cost_threshold - 1)
+        return -reward.mean() / scale + multiplier * self._relative(cost.mean())
