@@ -387,6 +387,9 @@ def _gate(report):
     ended = "Rollbacks: {}. Unlearning ended because: {}.".format(report["rollbacks"], report["reason"])
     if not gate["used"]:
         return "Not used. " + ended
+    if gate.get("distance_after") is not None:
+        ended = "Mean distance of the actions to the retained data: {} before, {} at the last check. {}".format(
+            _number(gate["distance_before"]), _number(gate["distance_after"]), ended)
     return (
         "{} checks accepted, {} rejected. Estimated discounted cost: {} before unlearning, {} at the last check; the "
         "cost limit in the same unit is {}. The estimate comes from a small critic that was fitted to the retain set, "
