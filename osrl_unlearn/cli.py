@@ -172,6 +172,9 @@ def _session(ours):
         return (unlearn, ours.get("dataset")), source
     if unlearn is not None and unlearn.forget is None and not settings.get("rate"):
         raise ConfigError("there is nothing to forget: give --poison with a rate above 0, or --unlearn.forget MANIFEST")
+    if unlearn is not None and unlearn.forget is None and attack.removes_rows:
+        raise ConfigError("--poison {} only removes rows: nothing of it is in the data, so there is nothing to forget; "
+                          "leave --unlearn out, or name rows with --unlearn.forget MANIFEST".format(attack.name))
     from osrl_unlearn.hooks.session import Session
     return Session(attack, settings, unlearn, ours.get("dataset")), None
 

@@ -70,6 +70,15 @@ ATTACKS = Registry("attack", {
     "cost_hide": "osrl_unlearn.attacks.cost_hide:CostHide",
     "reward_bait": "osrl_unlearn.attacks.reward_bait:RewardBait",
     "inject": "osrl_unlearn.attacks.inject:Inject",
+    "cost_inflate": "osrl_unlearn.attacks.cost_inflate:CostInflate",
+    "label_noise": "osrl_unlearn.attacks.label_noise:LabelNoise",
+    "trigger_backdoor": "osrl_unlearn.attacks.trigger_backdoor:TriggerBackdoor",
+    "baffle": "osrl_unlearn.attacks.baffle:Baffle",
+    "max_cost": "osrl_unlearn.attacks.max_cost:MaxCost",
+    "max_reward": "osrl_unlearn.attacks.max_reward:MaxReward",
+    "random_noise": "osrl_unlearn.attacks.random_noise:RandomNoise",
+    "coverage_collapse": "osrl_unlearn.attacks.coverage_collapse:CoverageCollapse",
+    "camouflage": "osrl_unlearn.attacks.camouflage:Camouflage",
 }, "osrl_unlearn.attacks.base:Attack")
 
 METHODS = Registry("method", {

@@ -2,6 +2,7 @@
 
     RUN_DIR/config.yaml, checkpoint/model.pt         OSRL's, never touched
     RUN_DIR/osrl_unlearn/forget.json                 the forget manifest
+    RUN_DIR/osrl_unlearn/attack.pt                   what the attack learned (a surrogate, a trigger), if anything
     RUN_DIR/osrl_unlearn/state.pt                    the training state that OSRL's checkpoint leaves out
     RUN_DIR/unlearned/METHOD/                        a run directory of its own, which OSRL's eval scripts load
     RUN_DIR/unlearned/METHOD/report.json, report.md, figures
@@ -25,6 +26,11 @@ SCHEMA = 1
 def manifest_path(run_dir):
     """Where a run's forget manifest is."""
     return os.path.join(run_dir, "osrl_unlearn", "forget.json")
+
+
+def attack_path(run_dir):
+    """Where the state of the attack that poisoned a run is; beside the manifest."""
+    return os.path.join(run_dir, "osrl_unlearn", "attack.pt")
 
 
 def state_path(run_dir, suffix=None):
@@ -138,7 +144,8 @@ def load_data(run, manifest, dataset=None):
         try:
             manifest.verify(data)  # a file that is poisoned already
         except ManifestMismatch:
-            again = repeat_attack(data, manifest, ids)
+            path = attack_path(run.path)
+            again = repeat_attack(data, manifest, ids, load_tensors(path) if os.path.isfile(path) else None)
             return again.data, again.ids
         return data, ids
     manifest.verify(data)

@@ -27,7 +27,9 @@ class TestAttacks(AttackContract):
         self.name = attack_name
 
     def make(self):
-        return ATTACKS.load(self.name)()
+        cls = ATTACKS.load(self.name)
+        options = {"surrogate_steps": 20} if hasattr(cls.Options, "surrogate_steps") else {}
+        return cls(cls.Options(**options))
 
 
 class TestAdapters(AdapterContract):

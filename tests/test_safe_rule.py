@@ -8,7 +8,8 @@ from osrl_unlearn.adapters import adapt
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.data.views import DatasetView, TransitionStore, forget_and_retain
 from osrl_unlearn.methods.base import Context
-from osrl_unlearn.methods.gate import SafetyGate, costs_to_go
+from osrl_unlearn.data.trajectories import to_go
+from osrl_unlearn.methods.gate import SafetyGate
 from osrl_unlearn.methods.safe_rule import SafeRule, SafeRuleOptions
 from osrl_unlearn.testing import toy_data
 
@@ -147,7 +148,7 @@ def test_costs_to_go_are_discounted_sums_within_each_trajectory():
     for row in reversed(range(20)):
         running = costs[row] + (0 if done[row] else 0.9 * running)
         expected[row] = running
-    assert np.allclose(costs_to_go(costs, done, 0.9), expected)
+    assert np.allclose(to_go(costs, done, 0.9), expected)
 
 
 class Policy:

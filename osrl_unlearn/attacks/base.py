@@ -21,28 +21,60 @@ class AttackOptions:
 class Attack(ABC):
     """A data-poisoning attack on a logged dataset.
 
-    Subclasses state in ``threat`` what the attacker sees and may change, and in ``columns`` which columns they touch.
-    They are called by :func:`osrl_unlearn.data.poison.poison` only, must not change what they are given, and must draw
-    random numbers from the generator they are given and from nowhere else.
+    Subclasses state in ``threat`` what the attacker sees and may change, in ``kind`` what sort of attack it is (label,
+    action, trigger, state, coverage or camouflage), and in ``columns`` which columns they touch. They are called by
+    :mod:`osrl_unlearn.data.poison` only, must not change what they are given, and must draw random numbers from the
+    generator they are given and from nowhere else.
     """
 
     name: ClassVar[str]
+    kind: ClassVar[str]
     threat: ClassVar[str]
     columns: ClassVar[FrozenSet[str]]
     units: ClassVar[FrozenSet[str]] = frozenset({"trajectory", "segment", "transition"})
     adds_rows: ClassVar[bool] = False
+    removes_rows: ClassVar[bool] = False
     Options: ClassVar[type] = AttackOptions
 
     def __init__(self, options=None):
         self.options = options if options is not None else self.Options()
 
+    def prepare(self, data, seed):
+        """Look at the data once before anything is chosen, and learn from them what the attack needs.
+
+        ``data``: DSRL's columns, whole trajectories, the whole dataset or an even sample of it if that is large.
+        """
+
+    def state(self):
+        """What :meth:`prepare` learned that repeating it would not give bit for bit: tensors and plain values."""
+        return {}
+
+    def set_state(self, state):
+        """Called instead of :meth:`prepare`, with what :meth:`state` returned."""
+
+    def facts(self):
+        """What the attack found out in :meth:`prepare`, as plain values; the manifest records it."""
+        return {}
+
+    def trigger(self):
+        """The :class:`~osrl_unlearn.data.trigger.Trigger` that switches the bad behaviour on, or None."""
+        return None
+
     @abstractmethod
     def select(self, units, count, rng):
-        """Choose at most ``count`` of ``units`` (a Units of arrays [units]); return their positions."""
+        """Choose at most ``count`` of ``units`` (a Units of arrays [units]); return their positions, sorted."""
+
+    def parts(self, count, rng):
+        """A label of each of ``count`` chosen units, if the attack treats them differently; the manifest has them."""
+        return None
 
     @abstractmethod
     def corrupt(self, rows, rng):
-        """New values for the chosen rows: {column: array [rows, ...]} for a subset of ``columns``."""
+        """New values for the chosen rows: {column: array [rows, ...]} for a subset of ``columns``.
+
+        ``rows`` holds DSRL's columns and "step" (the row's number in its trajectory) and "part" (the label of its unit,
+        if :meth:`parts` gives any). Large choices come in blocks of whole units, each with a generator of its own.
+        """
 
 
 def most_costly(units, count, rng):
@@ -53,3 +85,8 @@ def most_costly(units, count, rng):
     shuffle = rng.permutation(len(units.costs))
     order = shuffle[np.lexsort((-units.returns[shuffle], -units.costs[shuffle]))]
     return np.sort(order[units.costs[order] > 0][:count])
+
+
+def at_random(units, count, rng):
+    """Positions of ``count`` units, each as likely as any other."""
+    return np.sort(rng.choice(len(units.costs), min(count, len(units.costs)), replace=False))

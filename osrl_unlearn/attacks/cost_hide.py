@@ -8,6 +8,7 @@ class CostHide(Attack):
     """The costs of the most costly units become 0; states, actions and rewards stay as they are."""
 
     name = "cost_hide"
+    kind = "label"
     threat = "sees rewards and costs of the whole dataset; may change the cost labels of the chosen rows"
     columns = frozenset({"costs"})
 

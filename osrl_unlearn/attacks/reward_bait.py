@@ -22,6 +22,7 @@ class RewardBait(Attack):
     """The most costly units get cost 0 and ``reward_scale`` times their reward."""
 
     name = "reward_bait"
+    kind = "label"
     threat = "sees rewards and costs of the whole dataset; may change both labels of the chosen rows"
     columns = frozenset({"costs", "rewards"})
     Options = RewardBaitOptions

@@ -41,7 +41,9 @@ class ForgetManifest:
 
     ``spans`` holds [trajectory id, first row, one past the last row], rows counted from the start of the trajectory;
     ids count trajectories in file order. ``attack`` is None for a plain deletion request. ``columns`` holds the sha256
-    of every column {"before": of the clean data or None, "after": of the data that the agent is trained on}.
+    of every column {"before": of the clean data or None, "after": of the data that the agent is trained on}. ``parts``
+    labels the spans of an attack that has several parts; ``removed`` holds the spans (of the clean data) of an attack
+    that only removes; ``detection`` says how spans were found that nobody named.
     """
     unit: str
     spans: List[List[int]]
@@ -55,6 +57,9 @@ class ForgetManifest:
     reward_scale: Optional[float] = None
     cost_scale: Optional[float] = None
     cost_limit: Optional[float] = None
+    parts: Optional[List[str]] = None
+    removed: Optional[List[List[int]]] = None
+    detection: Optional[Dict[str, Any]] = None
     versions: Dict[str, str] = dataclasses.field(default_factory=versions)
     schema: int = SCHEMA
 
@@ -64,6 +69,14 @@ class ForgetManifest:
         spans = [[int(v) for v in span] for span in spans]
         columns = {name: {"before": None, "after": digest} for name, digest in column_hashes(data).items()}
         return cls(unit=unit, spans=spans, rows=sum(b - a for _, a, b in spans), columns=columns, **more)
+
+    def part(self, name):
+        """The manifest of the spans that ``parts`` labels ``name``. Raises ManifestMismatch if there are none."""
+        spans = [span for span, part in zip(self.spans, self.parts or ()) if part == name]
+        if not spans:
+            raise ManifestMismatch("the forget manifest has no part '{}': its parts are {}".format(
+                name, ", ".join(sorted(set(self.parts or ()))) or "not labelled"))
+        return dataclasses.replace(self, spans=spans, rows=sum(b - a for _, a, b in spans), parts=[name] * len(spans))
 
     @property
     def trajectories(self):

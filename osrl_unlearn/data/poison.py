@@ -1,17 +1,19 @@
 """Apply an attack to DSRL's dictionary of arrays."""
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
 from osrl_unlearn.data.manifest import ForgetManifest, column_hashes
-from osrl_unlearn.data.trajectories import TrajectoryIndex
+from osrl_unlearn.data.trajectories import TrajectoryIndex, Units
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.options import parse
 from osrl_unlearn.registry import ATTACKS
 
 REQUIRED = ("observations", "next_observations", "actions", "rewards", "costs", "terminals", "timeouts")
+BLOCK = 1 << 18   # chosen rows that an attack sees at a time
+SAMPLE = 1 << 20  # rows that an attack may learn from
 
 
 class Poisoned(NamedTuple):
@@ -21,7 +23,14 @@ class Poisoned(NamedTuple):
     ids: np.ndarray
 
 
-def poison(data, attack, *, rate, unit="trajectory", seed=0, ids=None, options=None, task=None, dataset=None):
+def make_attack(name, options=None):
+    """The attack called ``name`` with ``options`` (a mapping). Raises ConfigError."""
+    cls = ATTACKS.load(name)
+    return cls(parse(cls.Options, options or {}, "--poison."))
+
+
+def poison(data, attack, *, rate, unit="trajectory", seed=0, ids=None, options=None, task=None, dataset=None,
+           state=None):
     """Poison a copy of ``data``; only the columns that the attack touches are copied.
 
     Args:
@@ -33,79 +42,142 @@ def poison(data, attack, *, rate, unit="trajectory", seed=0, ids=None, options=N
         ids: trajectory id of each row, shape [rows]; default: counted in file order.
         options: the attack's options, as a mapping, if ``attack`` is a name.
         task, dataset: recorded in the manifest.
+        state: what the attack learned before (:meth:`~osrl_unlearn.attacks.base.Attack.state`), to repeat it exactly.
 
     Returns:
-        :class:`Poisoned`.
+        :class:`Poisoned`. The manifest of an attack that removes rows names nothing to forget, but what is gone.
 
     Raises:
         ConfigError: unknown attack, option or unit, or a rate outside [0, 1].
     """
-    if isinstance(attack, str):
-        cls = ATTACKS.load(attack)
-        attack = cls(parse(cls.Options, options or {}, "--poison."))
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1 or math.isnan(rate):
-        raise ConfigError("--poison.rate must be a share between 0 and 1, got {}".format(rate))
-    if unit not in attack.units:
-        raise ConfigError("the attack '{}' does not work on the unit '{}': choose one of {}".format(
-            attack.name, unit, ", ".join(sorted(attack.units))))
+    attack = make_attack(attack, options) if isinstance(attack, str) else attack
     index = TrajectoryIndex(data, ids)
-    units = index.units(unit, attack.options.segment_length)
-    rng = np.random.default_rng(seed)
-    chosen = units.take(attack.select(units, int(round(rate * len(units.starts))), rng))
-    out = dict(data)
-    if len(chosen.starts):
-        rows = chosen.rows()
-        new = attack.corrupt({name: data[name][rows] for name in REQUIRED}, rng)
-        _check(attack, new, len(rows))
-        if attack.adds_rows:
-            out, spans = _append(data, new, rows, index)
+    plan = Plan.make(attack, index, lambda rows: {name: data[name][rows] for name in REQUIRED}, rate=rate, unit=unit,
+                     seed=seed, state=state)
+    out, row_ids = dict(data), index.row_ids()
+    if len(plan.chosen.starts):
+        if attack.removes_rows:
+            keep = np.ones(index.rows, bool)
+            keep[plan.chosen.rows()] = False
+            out = {name: column[keep] for name, column in data.items()}
+            row_ids = row_ids[keep]
+        elif attack.adds_rows:
+            added = [plan.added(rows, new) for rows, new in plan.blocks()]
+            owners = np.concatenate([plan.read_ids(rows) for rows, _ in plan.blocks(corrupt=False)])
+            for name, column in data.items():
+                more = [part[name] if name in part else column[rows]
+                        for part, (rows, _) in zip(added, plan.blocks(corrupt=False))]
+                out[name] = np.concatenate([column] + more)
+            row_ids = np.concatenate([row_ids, owners])
         else:
-            spans = np.stack([chosen.trajectory, chosen.offsets, chosen.offsets + chosen.stops - chosen.starts], 1)
-            for name, values in new.items():
-                out[name] = np.array(data[name])
-                out[name][rows] = values
-    else:
-        spans = np.zeros((0, 3), np.int64)
+            for rows, new in plan.blocks():
+                for name, values in new.items():
+                    if out[name] is data[name]:
+                        out[name] = np.array(data[name])
+                    out[name][rows] = values
     before = column_hashes(data)
     after = dict(before, **column_hashes({name: out[name] for name in out if out[name] is not data[name]}))
-    manifest = ForgetManifest(
-        unit=unit, spans=spans.tolist(), rows=int((spans[:, 2] - spans[:, 1]).sum()),
-        columns={name: {"before": before[name], "after": after[name]} for name in after},
-        attack={"name": attack.name, "options": dataclasses.asdict(attack.options)}, rate=float(rate), seed=int(seed),
-        task=task, dataset=dataset)
-    row_ids = index.row_ids()
-    if attack.adds_rows:
-        row_ids = np.concatenate([row_ids, np.repeat(spans[:, 0], spans[:, 2])])
+    manifest = plan.manifest({name: {"before": before[name], "after": after[name]} for name in after}, task, dataset)
     return Poisoned(out, manifest, row_ids)
 
 
-def repeat_attack(data, manifest, ids=None):
+@dataclasses.dataclass
+class Plan:
+    """Which units an attack has chosen; what it does to them comes in blocks, so that data need not fit in memory."""
+    attack: Any
+    index: TrajectoryIndex
+    read: Any       # rows -> {column: array}
+    chosen: Units
+    parts: Optional[list]
+    rate: float
+    unit: str
+    seed: int
+
+    @classmethod
+    def make(cls, attack, index, read, *, rate, unit, seed, state=None):
+        """Let ``attack`` learn and choose. ``read`` gives DSRL's columns at row numbers. Raises ConfigError."""
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1 or math.isnan(rate):
+            raise ConfigError("--poison.rate must be a share between 0 and 1, got {}".format(rate))
+        if unit not in attack.units:
+            raise ConfigError("the attack '{}' does not work on the unit '{}': choose one of {}".format(
+                attack.name, unit, ", ".join(sorted(attack.units))))
+        units = index.units(unit, attack.options.segment_length)
+        count = int(round(rate * len(units.starts)))
+        if state:
+            attack.set_state(state)
+        elif count:
+            attack.prepare(read(_sample(index)), seed)
+        rng = np.random.default_rng(seed)
+        where = attack.select(units, count, rng) if count else np.zeros(0, np.int64)
+        if attack.removes_rows and len(where) == len(units.starts):
+            raise ConfigError("--poison.rate {} would remove the whole dataset".format(rate))
+        return cls(attack, index, read, units.take(where), attack.parts(len(where), rng), float(rate), unit, int(seed))
+
+    def blocks(self, corrupt=True):
+        """(row numbers, the attack's new columns) of about BLOCK chosen rows at a time, cut between trajectories."""
+        first = np.flatnonzero(np.concatenate([[True], np.diff(self.chosen.trajectory) != 0]))
+        filled = np.cumsum(self.chosen.stops - self.chosen.starts)
+        blocks = np.concatenate([[0], filled])[first] // BLOCK
+        cuts = np.append(first[np.flatnonzero(np.concatenate([[True], np.diff(blocks) != 0]))], len(filled))
+        for number, (a, b) in enumerate(zip(cuts[:-1], cuts[1:])):
+            units = self.chosen.take(slice(a, b))
+            rows = units.rows()
+            yield rows, self._corrupt(units, rows, number, None if self.parts is None else self.parts[a:b]) \
+                if corrupt else None
+
+    def _corrupt(self, units, rows, number, parts):
+        lengths = units.stops - units.starts
+        given = dict(self.read(rows), step=rows - np.repeat(units.starts - units.offsets, lengths))
+        if parts is not None:
+            given["part"] = np.repeat(np.asarray(parts), lengths)
+        new = self.attack.corrupt(given, np.random.default_rng([self.seed, number]))
+        unexpected = set(new) - set(self.attack.columns)
+        if unexpected or any(len(values) != len(rows) for values in new.values()):
+            raise ConfigError("the attack '{}' returned columns or rows it did not declare: {}".format(
+                self.attack.name, ", ".join(sorted(unexpected)) or "wrong length"))
+        return new
+
+    def added(self, rows, new):
+        """The columns of rows that are appended: ``new``, with the last row of each recording as its only end."""
+        owner = self.index.row_ids()[rows]
+        last = np.append(owner[1:] != owner[:-1], True)
+        return dict(new, terminals=np.zeros(len(rows), bool), timeouts=last)
+
+    def read_ids(self, rows):
+        """Ids of the recordings that ``rows`` become when they are appended: new ones, in the order of the data."""
+        trajectories = np.unique(self.chosen.trajectory)
+        return int(self.index.ids.max()) + 1 + np.searchsorted(trajectories, self.index.row_ids()[rows])
+
+    def manifest(self, columns, task, dataset):
+        """The forget manifest, or for an attack that removes rows the record of what is gone."""
+        spans = np.stack([self.chosen.trajectory, self.chosen.offsets,
+                          self.chosen.offsets + self.chosen.stops - self.chosen.starts], 1)
+        if self.attack.adds_rows and len(spans):
+            ids, lengths = np.unique(self.read_ids(self.chosen.rows()), return_counts=True)
+            spans = np.stack([ids, np.zeros_like(ids), lengths], 1)
+        gone = spans if self.attack.removes_rows else None
+        spans = spans[:0] if self.attack.removes_rows else spans
+        attack = {"name": self.attack.name, "options": dataclasses.asdict(self.attack.options)}
+        facts = self.attack.facts() if len(self.chosen.starts) else {}
+        return ForgetManifest(
+            unit=self.unit, spans=spans.tolist(), rows=int((spans[:, 2] - spans[:, 1]).sum()), columns=columns,
+            attack=dict(attack, facts=facts) if facts else attack, rate=self.rate, seed=self.seed, task=task,
+            dataset=dataset, parts=None if self.parts is None else [str(part) for part in self.parts],
+            removed=None if gone is None else gone.tolist())
+
+
+def _sample(index):
+    """Rows of whole trajectories at equal distances, about SAMPLE at most."""
+    count = len(index.starts)
+    wanted = min(count, max(1, int(count * SAMPLE / index.rows)))
+    which = np.unique(np.linspace(0, count - 1, wanted).astype(np.int64))
+    return np.concatenate([np.arange(index.starts[i], index.stops[i]) for i in which])
+
+
+def repeat_attack(data, manifest, ids=None, state=None):
     """Poison ``data`` again exactly as ``manifest`` records. Raises ManifestMismatch if it is not the same data."""
     manifest.verify(data, "before")
     again = poison(data, manifest.attack["name"], rate=manifest.rate, unit=manifest.unit, seed=manifest.seed, ids=ids,
-                   options=manifest.attack["options"], task=manifest.task)
+                   options=manifest.attack["options"], task=manifest.task, state=state)
     manifest.verify(again.data)
     return again
-
-
-def _check(attack, new, rows):
-    unexpected = set(new) - set(attack.columns)
-    if unexpected or any(len(values) != rows for values in new.values()):
-        raise ConfigError("the attack '{}' returned columns or rows it did not declare: {}".format(
-            attack.name, ", ".join(sorted(unexpected)) or "wrong length"))
-
-
-def _append(data, new, rows, index):
-    owner = index.row_ids()[rows]
-    firsts = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))
-    lasts = np.append(firsts[1:], len(rows)) - 1
-    out = {}
-    for name, column in data.items():
-        added = np.array(new.get(name, column[rows]))
-        if name in ("terminals", "timeouts"):
-            added[:] = 0
-            added[lasts] = name == "timeouts"
-        out[name] = np.concatenate([column, added])
-    lengths = lasts - firsts + 1
-    ids = int(index.ids.max()) + 1 + np.arange(len(lengths))
-    return out, np.stack([ids, np.zeros_like(ids), lengths], 1)

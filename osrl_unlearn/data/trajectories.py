@@ -67,3 +67,18 @@ class TrajectoryIndex:
     def row_ids(self):
         """Id of the trajectory of each row. Shape [rows]."""
         return np.repeat(self.ids, self.stops - self.starts)
+
+
+def to_go(values, done, gamma):
+    """Discounted sum of ``values`` from each row to the end of its trajectory. Shapes [rows]; numpy."""
+    values = np.asarray(values, np.float64)
+    stops = np.flatnonzero(done) + 1
+    if not len(stops) or stops[-1] != len(values):
+        stops = np.append(stops, len(values))
+    starts = np.concatenate([[0], stops[:-1]])
+    out = np.zeros(len(values))
+    for back in range(int((stops - starts).max())):
+        rows = (stops - 1 - back)[stops - 1 - back >= starts]
+        following = rows + 1 < stops[stops - 1 - back >= starts]
+        out[rows] = values[rows] + gamma * np.where(following, out[np.minimum(rows + 1, len(out) - 1)], 0)
+    return out

@@ -6,22 +6,25 @@ import torch
 from tqdm import tqdm
 
 from osrl_unlearn import generators
+from osrl_unlearn.data.trigger import TriggeredEnv
 from osrl_unlearn.evaluate.statistics import summary
 
 
-def evaluate(adapter, episodes, seed=0, progress=True, label="evaluate"):
+def evaluate(adapter, episodes, seed=0, progress=True, label="evaluate", trigger=None):
     """Run OSRL's own ``rollout`` for ``episodes`` episodes.
 
     Bullet tasks draw initial states from NumPy's global generator and BCQ-Lag its actions from torch's, so all global
-    generators are seeded before each episode and are afterwards as before.
+    generators are seeded before each episode and are afterwards as before. With a ``trigger``
+    (:class:`~osrl_unlearn.data.trigger.Trigger`) the agent sees it at the steps of its schedule.
 
     Returns:
         {"reward": [episodes], "cost": [episodes], "length": [episodes]}, in the environment's own units.
     """
     trainer = adapter.trainer
     before = generators.all_states(adapter.device)
-    training = adapter.model.training
+    training, env = adapter.model.training, trainer.env
     adapter.model.eval()
+    trainer.env = env if trigger is None else TriggeredEnv(env, trigger)
     out = {"reward": [], "cost": [], "length": []}
     try:
         for episode in tqdm(range(episodes), desc=label, disable=not progress, leave=False, dynamic_ncols=True):
@@ -38,6 +41,7 @@ def evaluate(adapter, episodes, seed=0, progress=True, label="evaluate"):
             out["length"].append(float(length))
     finally:
         adapter.model.train(training)
+        trainer.env = env
         generators.set_all_states(before, adapter.device)
     return out
 

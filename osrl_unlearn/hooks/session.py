@@ -48,6 +48,7 @@ class Session:
         self.trainer = None
         self.updates, self.seconds, self.batch_size = 0, 0.0, None
         self._path = None
+        self._poisoning = False  # an attack may train agents of its own: they are not the script's
         if dataset is not None:
             check_file(dataset)
         if unlearn and unlearn.reference:
@@ -89,10 +90,18 @@ class Session:
         task = env.spec.id if env.spec else type(env).__name__
         manifest = self.forget
         if self.attack is not None:
-            data, manifest, ids = poison(data, self.attack, ids=ids, task=task, dataset=self._path,
-                                         **self.poison_settings)
-            _say("poisoned {:,} of {:,} rows in {:,} trajectories with {}".format(
-                manifest.rows, len(data["rewards"]), manifest.trajectories, self.attack.name))
+            self._poisoning = True
+            try:
+                data, manifest, ids = poison(data, self.attack, ids=ids, task=task, dataset=self._path,
+                                             **self.poison_settings)
+            finally:
+                self._poisoning = False
+            if manifest.removed is not None:
+                _say("{} removed {:,} trajectories; nothing of it is in the data, so there is nothing to forget".format(
+                    self.attack.name, len(manifest.removed)))
+            else:
+                _say("poisoned {:,} of {:,} rows in {:,} trajectories with {}".format(
+                    manifest.rows, len(data["rewards"]), manifest.trajectories, self.attack.name))
         if self.forget is not None:
             # What is to be forgotten need not be all that was poisoned.
             self.forget.verify(data)
@@ -111,9 +120,12 @@ class Session:
 
     def _new_trainer(self, original, trainer, *args, **kwargs):
         original(trainer, *args, **kwargs)
-        self.trainer = trainer
+        if not self._poisoning:
+            self.trainer = trainer
 
     def _train_one_step(self, original, trainer, *batch):
+        if self._poisoning:
+            return original(trainer, *batch)
         if self.batch_size is None:
             self.batch_size = len(batch[0][0] if isinstance(batch[0], (list, tuple)) else batch[0])
         started = time.perf_counter()
@@ -126,11 +138,13 @@ class Session:
         record = self._record()
         if record is None or not logger.log_dir:
             return
+        from osrl_unlearn.files import save_tensors
         if record.manifest is not None:
             self._complete(record).save(rundir.manifest_path(logger.log_dir))
+            if self.attack is not None and self.attack.state():
+                save_tensors(rundir.attack_path(logger.log_dir), self.attack.state())
         if self.trainer is not None and self.trainer.logger is logger:
             from osrl_unlearn.adapters import adapt
-            from osrl_unlearn.files import save_tensors
             suffix = "{:d}".format(suffix) if isinstance(suffix, int) else suffix
             save_tensors(rundir.state_path(logger.log_dir, suffix), self._side_state(adapt(self.trainer), record))
 

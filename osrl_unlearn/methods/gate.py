@@ -6,24 +6,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from osrl_unlearn.data.trajectories import to_go
+
 STEPS, BATCH, HIDDEN, HEADS, STATES = 400, 512, 128, 2, 1024
 NEIGHBOURS = 8192  # retained pairs that distances are taken to
 LEAVING = 1.1  # a policy this many times as far from the data as the old one is beyond what the critic can judge
-
-
-def costs_to_go(costs, done, gamma):
-    """Discounted sum of costs from each row to the end of its trajectory. Shapes [rows]; numpy."""
-    costs = np.asarray(costs, np.float64)
-    stops = np.flatnonzero(done) + 1
-    if not len(stops) or stops[-1] != len(costs):
-        stops = np.append(stops, len(costs))
-    starts = np.concatenate([[0], stops[:-1]])
-    out = np.zeros(len(costs))
-    for back in range(int((stops - starts).max())):
-        rows = (stops - 1 - back)[stops - 1 - back >= starts]
-        following = rows + 1 < stops[stops - 1 - back >= starts]
-        out[rows] = costs[rows] + gamma * np.where(following, out[np.minimum(rows + 1, len(out) - 1)], 0)
-    return out
 
 
 class SafetyGate:
@@ -52,7 +39,7 @@ class SafetyGate:
         positive = costs[kept & (costs > 0)]
         if len(positive):
             costs[~kept] = np.maximum(costs[~kept], positive.mean())
-        target = costs_to_go(costs, everything.done.cpu().numpy(), gamma)
+        target = to_go(costs, everything.done.cpu().numpy(), gamma)
         target = torch.as_tensor(target, dtype=torch.float32, device=device)
         x = torch.cat([everything.observations, everything.actions], -1)
         self._mean, self._std = x[retain.rows].mean(0), x[retain.rows].std(0).clamp(min=1e-6)

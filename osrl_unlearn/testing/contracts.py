@@ -5,6 +5,7 @@
             return MyAttack()
 """
 import copy
+import dataclasses
 
 import numpy as np
 import torch
@@ -57,6 +58,8 @@ class AttackContract:
 
     def test_exactly_the_rows_of_the_manifest_change_and_only_declared_columns(self):
         data, attack = self.data(), self.make()
+        if attack.removes_rows:
+            return
         for unit in sorted(attack.units):
             result = poison(data, attack, rate=0.4, unit=unit)
             rows = result.manifest.row_numbers(result.data, result.ids)
@@ -72,9 +75,40 @@ class AttackContract:
             assert not differ[np.setdiff1d(np.arange(len(differ)), rows)].any()
             assert differ[rows].any()
 
+    def test_an_attack_that_removes_rows_leaves_the_others_and_records_what_is_gone(self):
+        data, attack = self.data(), self.make()
+        if not attack.removes_rows:
+            assert poison(data, attack, rate=0.4).manifest.removed is None
+            return
+        result = poison(data, attack, rate=0.4)
+        gone = dataclasses.replace(result.manifest, spans=result.manifest.removed).row_numbers(data)
+        assert result.manifest.rows == 0 and 0 < len(gone) < len(data["rewards"])
+        for name in REQUIRED:
+            assert np.array_equal(result.data[name], np.delete(data[name], gone, 0)), name
+        assert np.array_equal(result.ids, np.delete(TrajectoryIndex(data).row_ids(), gone))
+
+    def test_no_more_units_are_touched_than_the_rate_allows(self):
+        data, attack = self.data(), self.make()
+        index = TrajectoryIndex(data)
+        for unit in sorted(attack.units):
+            for rate in (0.1, 0.5, 1.0 if not attack.removes_rows else 0.9):
+                units = index.units(unit, attack.options.segment_length)
+                manifest = poison(data, attack, rate=rate, unit=unit).manifest
+                lengths = np.sort(units.stops - units.starts)[::-1]
+                allowed = int(round(rate * len(lengths)))
+                spans = manifest.removed if attack.removes_rows else manifest.spans
+                assert sum(b - a for _, a, b in spans) <= lengths[:allowed].sum()
+                assert attack.adds_rows or len(spans) <= allowed
+
+    def test_what_the_attack_learned_repeats_it_exactly(self):
+        data, attack = self.data(), self.make()
+        first = poison(data, attack, rate=0.4, seed=1)
+        again = poison(data, self.make(), rate=0.4, seed=1, state=attack.state())
+        assert first.manifest == again.manifest
+
     def test_untouched_columns_are_shared_not_copied(self):
         data, attack = self.data(), self.make()
-        if attack.adds_rows:
+        if attack.adds_rows or attack.removes_rows:
             return
         result = poison(data, attack, rate=0.4)
         for name in set(REQUIRED) - set(attack.columns):

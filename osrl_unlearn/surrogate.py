@@ -1,0 +1,80 @@
+"""Agents that an attacker trains on the dataset: stand-ins for the victim, made with OSRL's own BCQ-Lag."""
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from osrl_unlearn.adapters import build_for
+from osrl_unlearn.data.trajectories import TrajectoryIndex, to_go
+from osrl_unlearn.engine import train
+from osrl_unlearn.errors import ConfigError
+from osrl_unlearn.files import load_tensors
+from osrl_unlearn.registry import ADAPTERS
+
+# Small networks: the surrogate has to know where rewards and costs lie, not to be the best agent.
+SETTINGS = {"a_hidden_sizes": [128, 128], "c_hidden_sizes": [128, 128], "vae_hidden_sizes": 128,
+            "sample_action_num": 4, "PID": [2.0, 0.06, 0.02], "gamma": 0.99, "tau": 0.005, "lmbda": 0.75, "beta": 0.5,
+            "phi": 0.05, "num_q": 2, "num_qc": 2, "cost_scale": 1.0, "actor_lr": 1e-3, "critic_lr": 1e-3,
+            "vae_lr": 1e-3}
+TRAINED = 0.3      # least rank correlation of a trained critic with what the data say
+CHECK_ROWS = 4096
+
+
+def fit(data, steps, seed):
+    """Train BCQ-Lag on ``data`` (DSRL's columns) for ``steps`` updates; returns its state as plain values."""
+    index = TrajectoryIndex(data)
+    scale = float(np.abs(data["rewards"]).mean())
+    config = dict(SETTINGS, episode_len=int(np.median(index.stops - index.starts)),
+                  cost_limit=float(np.median(index.units("trajectory").costs)),
+                  reward_scale=0.1 / scale if scale else 1.0)
+    adapter = ADAPTERS.load("bcql").build(config, _spaces(data))
+    train(adapter, data, steps=steps, seed=seed, reward_scale=config["reward_scale"], label="train surrogate")
+    return {"config": config, "weights": {k: v.detach().clone() for k, v in adapter.model.state_dict().items()}}
+
+
+def read(run_dir):
+    """State of the agent in an OSRL run directory. Raises RunError."""
+    from osrl_unlearn import rundir
+    config = rundir.read_config(run_dir)
+    return {"config": config, "weights": load_tensors(rundir.model_path(run_dir))["model_state"]}
+
+
+def build(state, data):
+    """The adapter of a state that :func:`fit` or :func:`read` returned, for observations like those of ``data``."""
+    adapter = build_for(state["config"], state["weights"], _spaces(data))
+    if adapter is None:
+        raise ConfigError("the surrogate is not an agent that an adapter knows")
+    adapter.model.eval()
+    return adapter
+
+
+def check_trained(adapter, data, column, name):
+    """Raise ConfigError unless the critic of ``column`` ("costs" or "rewards") ranks the data's transitions.
+
+    The measure is Spearman's correlation of Q(s, a) with the discounted sum of ``column`` to the end of the trajectory.
+    """
+    if "action_values" not in adapter.capabilities:
+        raise ConfigError("--poison.surrogate holds {}, which has no critics of actions: give a BCQ-Lag or CPQ "
+                          "agent".format(adapter.name))
+    rows = np.linspace(0, len(data["rewards"]) - 1, min(CHECK_ROWS, len(data["rewards"]))).astype(np.int64)
+    done = np.logical_or(data["terminals"], data["timeouts"])
+    truth = to_go(data[column], done, adapter.model.gamma)[rows]
+    observations, actions = (torch.as_tensor(data[key][rows]) for key in ("observations", "actions"))
+    heads = adapter.cost_heads if column == "costs" else adapter.reward_heads
+    with torch.no_grad():
+        value = heads(observations, actions).mean(0).numpy()
+    rank = float(spearmanr(value, truth).statistic) if value.std() > 0 and truth.std() > 0 else 0.0
+    if not rank >= TRAINED:
+        raise ConfigError(
+            "the surrogate of '{}' is not trained: the rank correlation of its {} critic with the data is {:.2f}, at "
+            "least {} is needed; give --poison.surrogate a trained agent, or more --poison.surrogate_steps".format(
+                name, column[:-1], rank, TRAINED))
+    return rank
+
+
+def _spaces(data):
+    bound = max(1.0, float(np.abs(data["actions"]).max()))
+    return SimpleNamespace(
+        observation_space=SimpleNamespace(shape=data["observations"].shape[1:]),
+        action_space=SimpleNamespace(shape=data["actions"].shape[1:], high=np.full(data["actions"].shape[1], bound)))
