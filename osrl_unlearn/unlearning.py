@@ -13,6 +13,7 @@ from osrl_unlearn.evaluate.rollouts import evaluate, normalization, scores
 from osrl_unlearn.files import load_tensors, save_tensors, sha256_state
 from osrl_unlearn.methods.base import Interrupted
 from osrl_unlearn.options import option
+from osrl_unlearn.screening import screen
 
 
 @dataclasses.dataclass
@@ -25,6 +26,7 @@ class UnlearnConfig:
     reference: Optional[str] = option(None, "run directory of a retrained agent to compare with")
     seed: int = option(0, "seed of batches and of torch during unlearning")
     eval_episodes: int = option(20, "paired episodes per agent for the report; 0 switches evaluation off")
+    strict: bool = option(False, "refuse a request to forget that looks harmful, instead of warning")
     options: Dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -72,6 +74,13 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
                 config.reference, reference.adapter.name, reference.config["task"], adapter.name, trained.task))
         reference = reference.adapter
     folder = rundir.unlearned_dir(trained.folder, method.name)
+    trained.manifest.verify(trained.data)
+    screening = screen(trained.data, trained.manifest.row_numbers(trained.data, trained.ids),
+                       cost_limit=trained.cost_limit, gamma=adapter.model.gamma, ids=trained.ids, seed=config.seed)
+    for warning in screening["warnings"]:
+        if config.strict:
+            raise RunError("the request to forget is refused (--unlearn.strict): " + warning)
+        print("osrl-unlearn: warning: " + warning, file=sys.stderr)
     prepared = prepare(adapter, trained.data, trained.manifest, method=method, steps=steps,
                        batch_size=trained.batch_size, seed=config.seed, ids=trained.ids,
                        reward_scale=trained.reward_scale, cost_scale=trained.cost_scale, progress=progress,
@@ -104,6 +113,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     if os.path.exists(_resume_path(folder)):
         os.unlink(_resume_path(folder))
     report = _report(trained, config, about, outcome, constants, model_before)
+    report["screening"] = screening
     report["poisoned"] = poisoned
     report["unlearned"] = score(adapter, "evaluate after")
     report["reference"] = None

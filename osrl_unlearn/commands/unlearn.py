@@ -19,6 +19,7 @@ def add_arguments(parser):
     parser.add_argument("--reference", help="run directory of a retrained agent to compare with")
     parser.add_argument("--seed", default="0", help="seed of batches and of torch during unlearning")
     parser.add_argument("--eval-episodes", default="20", help="episodes per agent for the report; 0 for none")
+    parser.add_argument("--strict", action="store_true", help="refuse a request to forget that looks harmful")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="option of the method")
 
@@ -32,7 +33,8 @@ def main(args):
             raise ConfigError("--set {}: expected OPTION=VALUE".format(item))
         values[name] = value
     parse(cls.Options, values, "--set ")
-    given = {name: getattr(args, name) for name in ("steps", "budget", "forget", "reference", "seed", "eval_episodes")}
+    given = {name: getattr(args, name) for name in ("steps", "budget", "forget", "reference", "seed", "eval_episodes",
+                                                  "strict")}
     config = parse(UnlearnConfig, dict({k: v for k, v in given.items() if v is not None}, method=cls.name), "--")
     config.options = values
     print(unlearn_run(args.run_dir, (config, args.dataset), args.device))

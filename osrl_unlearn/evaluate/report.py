@@ -192,6 +192,12 @@ def _sentences(report):
     for name, other in others:
         sentences.append("Cost against the {} agent ({} per episode): {}.".format(
             name, _number(other["cost"]["mean"]), _change(unlearned, other, "cost")))
+    change = _paired(unlearned, poisoned, "cost")
+    if change is not None and n >= FEW and change["ci95"][0] > 0 and unlearned["cost"]["mean"] > report["cost_limit"]:
+        sentences.insert(1, "This was worse than doing nothing: the cost rose and is above the limit; keep the poisoned "
+                            "agent, or find out what the forget set misses or names wrongly.")
+    sentences += ["The request to forget looks harmful: {}.".format(w)
+                  for w in report.get("screening", {}).get("warnings", ())]
     sentences.append(_kept(unlearned["reward"]["mean"], [(name, other["reward"]["mean"]) for name, other in others]))
     if n < FEW:
         sentences.append("Few episodes were run ({}): nothing can be concluded from these differences.".format(n))
@@ -297,7 +303,7 @@ def _markdown(report, figures):
     else:
         parts += [markdown_table(rows, headers), "Evaluation in the environment was switched off: this report has no "
                                                  "rewards and costs of episodes."]
-    parts += ["## What was forgotten", _forgotten(report), "## Price", _price(report),
+    parts += ["## What was forgotten", _forgotten(report) + _screening(report), "## Price", _price(report),
               "## What the agent's critics say", _critics(report)]
     if report["multiplier"] is not None:
         m = report["multiplier"]
@@ -348,6 +354,17 @@ def _forgotten(report):
     return "{} They were poisoned by the attack `{}` (rate {} by {}, seed {}{}).".format(
         what, attack["name"], _setting(attack["rate"]), attack["unit"], _setting(attack["seed"]),
         _options(attack["options"]))
+
+
+def _screening(report):
+    if report.get("screening") is None:
+        return ""
+    evidence, safe = report["screening"]["cost_evidence"], report["screening"]["safe_evidence"]
+    return "\n\n" + "Screening of the request: without these rows the estimated cost-to-go of their behaviour falls by {} " \
+        "of the mean (95 % interval {} to {}; random rows of the same number: {}); {} of the evidence of safe and rewarding " \
+        "behaviour goes.".format(*[_percent(v) for v in (evidence["fall"], *evidence["ci95"])],
+                                 "-" if evidence["control"] is None else _percent(evidence["control"]),
+                                 "-" if safe is None else _percent(safe))
 
 
 def _options(options):

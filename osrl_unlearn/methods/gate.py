@@ -4,11 +4,11 @@ No environment is used, and none of the agent's own critics: those were trained 
 """
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from osrl_unlearn.data.trajectories import to_go
+from osrl_unlearn.regression import ToGo
 
-STEPS, BATCH, HIDDEN, HEADS, STATES = 400, 512, 128, 2, 1024
+STEPS, HEADS, STATES = 400, 2, 1024
 NEIGHBOURS = 8192  # retained pairs that distances are taken to
 LEAVING = 1.1  # a policy this many times as far from the data as the old one is beyond what the critic can judge
 
@@ -42,27 +42,12 @@ class SafetyGate:
         target = to_go(costs, everything.done.cpu().numpy(), gamma)
         target = torch.as_tensor(target, dtype=torch.float32, device=device)
         x = torch.cat([everything.observations, everything.actions], -1)
-        self._mean, self._std = x[retain.rows].mean(0), x[retain.rows].std(0).clamp(min=1e-6)
-        self._scale = target[retain.rows].mean().clamp(min=1e-6)
-        generator = torch.Generator().manual_seed(int(seed))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seed))
-            self._heads = torch.nn.ModuleList([torch.nn.Sequential(
-                torch.nn.Linear(x.shape[1], HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, HIDDEN),
-                torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 1)) for _ in range(HEADS)]).to(device)
-            optimizer = torch.optim.Adam(self._heads.parameters(), lr=1e-3)
-            for _ in range(STEPS):
-                rows = retain.rows[torch.randint(len(retain), (BATCH,), generator=generator).to(device)]
-                value = (x[rows] - self._mean) / self._std
-                loss = sum(F.mse_loss(h(value).squeeze(-1), target[rows] / self._scale) for h in self._heads)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+        self._critic = ToGo(x, target, retain.rows, STEPS, HEADS, seed)
         self._states = retain.everything(STATES).observations
         self.threshold = float(threshold)
         self._seed = int(seed)
         pairs = retain.everything(NEIGHBOURS)
-        self._pairs = (torch.cat([pairs.observations, pairs.actions], -1) - self._mean) / self._std
+        self._pairs = self._critic.standardise(torch.cat([pairs.observations, pairs.actions], -1))
         self.before, self.distance_before = self._judge(reference)
         self.last = self.distance = None
         self.accepted = self.rejected = 0
@@ -73,9 +58,9 @@ class SafetyGate:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             actions = adapter.actions(self._states)
-        x = (torch.cat([self._states, actions], -1) - self._mean) / self._std
-        costs = torch.stack([h(x).squeeze(-1) for h in self._heads]).max(0).values * self._scale
-        return costs.mean().item(), torch.cdist(x, self._pairs).min(-1).values.mean().item()
+        x = torch.cat([self._states, actions], -1)
+        distances = torch.cdist(self._critic.standardise(x), self._pairs).min(-1).values
+        return self._critic(x).max(0).values.mean().item(), distances.mean().item()
 
     def accepts(self, adapter):
         """(whether the agent may replace the last accepted one, its estimated cost).
