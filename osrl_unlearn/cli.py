@@ -11,8 +11,10 @@ COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "run": (None, "run an OSRL training script with --poison and --unlearn (the default command)"),
     "unlearn": ("osrl_unlearn.commands.unlearn", "unlearn from a finished run directory"),
     "verify": ("osrl_unlearn.commands.verify", "check that a forget manifest belongs to a dataset"),
+    "poison": ("osrl_unlearn.commands.poison", "write a poisoned copy of a dataset and its forget manifest"),
     "collect": ("osrl_unlearn.collect", "make a dataset with fast-safe-rl"),
     "demo": ("osrl_unlearn.commands.demo", "poison, train, unlearn and compare on the shipped dataset"),
+    "bench": ("osrl_unlearn.commands.bench", "measure many agents and make tables: which attacks harm"),
     "doctor": ("osrl_unlearn.doctor", "check the installation"),
 }
 
@@ -140,7 +142,7 @@ def _session(ours):
     if not ours:
         return None, None
     from osrl_unlearn.options import parse
-    from osrl_unlearn.registry import ATTACKS, METHODS, load_named, nearest
+    from osrl_unlearn.registry import METHODS, load_named
     from osrl_unlearn.unlearning import UnlearnConfig
     sub = {kind: {name.partition(".")[2]: value for name, value in ours.items() if name.startswith(kind + ".")}
            for kind in ("poison", "unlearn")}
@@ -149,16 +151,12 @@ def _session(ours):
             raise ConfigError("--{}.{} needs --{} NAME".format(kind, sorted(given)[0], kind))
     attack, settings, unlearn, source = None, {}, None, None
     if "poison" in ours:
-        cls, values = load_named(ATTACKS, ours["poison"], "attack")
-        values.update(sub["poison"])
-        _known(values, PoisonSettings, cls, "poison", nearest)
-        settings = dataclasses.asdict(parse(PoisonSettings, _fields(values, PoisonSettings), "--poison."))
-        attack = cls(parse(cls.Options, _fields(values, cls.Options), "--poison."))
+        attack, settings = make_poison(ours["poison"], sub["poison"], "--poison.")
     if "unlearn" in ours:
         cls, values = load_named(METHODS, ours["unlearn"], "method")
         values.update(sub["unlearn"])
         source = values.pop("from", None)
-        _known(values, UnlearnConfig, cls, "unlearn", nearest, hidden=("method", "options"), more=("from",))
+        _known(values, UnlearnConfig, cls, "--unlearn.", hidden=("method", "options"), more=("from",))
         common = {k: v for k, v in _fields(values, UnlearnConfig).items()}
         options = _fields(values, cls.Options)
         parse(cls.Options, options, "--unlearn.")
@@ -177,6 +175,20 @@ def _session(ours):
                           "leave --unlearn out, or name rows with --unlearn.forget MANIFEST".format(attack.name))
     from osrl_unlearn.hooks.session import Session
     return Session(attack, settings, unlearn, ours.get("dataset")), None
+
+
+def make_poison(name, given, where):
+    """(attack, {"rate", "unit", "seed"}) of NAME or FILE.yaml and the values that are ``given`` besides.
+
+    ``where`` prefixes messages ("--poison."). Raises ConfigError.
+    """
+    from osrl_unlearn.options import parse
+    from osrl_unlearn.registry import ATTACKS, load_named
+    cls, values = load_named(ATTACKS, name, "attack")
+    values.update(given)
+    _known(values, PoisonSettings, cls, where)
+    settings = dataclasses.asdict(parse(PoisonSettings, _fields(values, PoisonSettings), where))
+    return cls(parse(cls.Options, _fields(values, cls.Options), where)), settings
 
 
 @dataclasses.dataclass
@@ -202,11 +214,12 @@ def _fields(values, cls):
     return {name: value for name, value in values.items() if name in _names(cls)}
 
 
-def _known(values, common, cls, kind, nearest, hidden=(), more=()):
+def _known(values, common, cls, where, hidden=(), more=()):
+    from osrl_unlearn.registry import nearest
     known = set(_names(common, hidden)) | set(_names(cls.Options)) | set(more)
     for name in values:
         if name not in known:
-            raise ConfigError("unknown option --{}.{} of '{}': {}".format(kind, name, cls.name, nearest(name, known)))
+            raise ConfigError("unknown option {}{} of '{}': {}".format(where, name, cls.name, nearest(name, known)))
 
 
 def help_text(line):

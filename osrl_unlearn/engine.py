@@ -107,14 +107,18 @@ def unlearn(trainer, data, forget: ForgetManifest, *, method="safe_rule", option
 
 
 def train(adapter, data, *, steps, batch_size=256, seed=0, rows=None, reward_scale=1.0, cost_scale=1.0, progress=True,
-          label="train"):
-    """OSRL's own updates on ``rows`` (default: all) of ``data``; returns the seconds they took."""
+          label="train", on_step: Callable = lambda done: None):
+    """OSRL's own updates on ``rows`` (default: all) of ``data``; returns the seconds they took.
+
+    ``on_step`` is called after every update with the number of updates so far.
+    """
     store = TransitionStore(data, reward_scale, cost_scale, adapter.device)
     view = DatasetView(store, np.arange(len(store)) if rows is None else rows, seed)
     with private_torch(seed, adapter.device):
         adapter.reset()
         adapter.set_data_constants(view.everything())
         started = time.perf_counter()
-        for _ in trange(steps, desc=label, disable=not progress, dynamic_ncols=True):
+        for step in trange(steps, desc=label, disable=not progress, dynamic_ncols=True):
             adapter.update(view.batch(batch_size))
+            on_step(step + 1)
     return time.perf_counter() - started

@@ -23,15 +23,15 @@ def screen(data, forget, *, cost_limit, gamma=0.99, ids=None, seed=0):
         data: DSRL's columns; forget: row numbers; cost_limit: of an episode, in the unit of ``data["costs"]``.
 
     Returns:
-        {"cost_evidence": by how much forgetting lowers the estimated cost-to-go of the forgotten transitions, as a share
-        of the mean cost-to-go of the data, with "ci95" over trajectories, and "control", the same for an equally large
-        random set of the other trajectories; "safe_evidence": the share of the transitions of trajectories within the
-        cost limit, but above half of it, or of the upper half of the returns of all those within it, that would
-        go; "warnings": sentences}.
+        {"cost_evidence": {"fall": by how much forgetting lowers the estimated cost-to-go of the forgotten transitions,
+        as a share of the mean cost-to-go of the data, "ci95": over trajectories, "control": the same for an equally
+        large random set of other trajectories}, "safe_evidence": the share of the safe and rewarding transitions that
+        would go: those of trajectories within the cost limit that use half of it or more, or whose return is in the
+        upper half; "warnings": sentences}.
 
-    The first figure is the difference between a regression on all rows and one on the rows that stay, both evaluated
-    at the forgotten rows. It is high when what is to be forgotten says "costly" and what stays says "harmless" about the
-    same behaviour. Which of the two is right, the data cannot say.
+    The fall is the difference between a regression on all rows and one on the rows that stay, both evaluated at the
+    forgotten rows. It is high when what is to be forgotten says "costly" and what stays says "harmless" about the same
+    behaviour. Which of the two is right, the data cannot say.
     """
     index = TrajectoryIndex(data, ids)
     mask = np.zeros(index.rows, bool)
@@ -58,7 +58,8 @@ def screen(data, forget, *, cost_limit, gamma=0.99, ids=None, seed=0):
     others = rng.permutation(np.setdiff1d(np.arange(len(index.starts)), owner[mask]))
     size = np.cumsum((index.stops - index.starts)[others])
     others = others[:int(np.searchsorted(size, mask.sum())) + 1]
-    control = falls(np.flatnonzero(np.isin(owner, others)))[1] if 0 < size[-1:].sum() and mask.sum() < size[-1] else None
+    possible = mask.sum() < size[-1:].sum()
+    control = falls(np.flatnonzero(np.isin(owner, others)))[1] if possible else None
     ci = summary(per_trajectory)["ci95"]
     safe = _safe_evidence(index.units("trajectory"), mask, owner, cost_limit)
     out = {"cost_evidence": {"fall": float(evidence), "ci95": ci,

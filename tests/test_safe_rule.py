@@ -5,10 +5,9 @@ import torch
 from agents import AGENTS, make_trainer
 
 from osrl_unlearn.adapters import adapt
-from osrl_unlearn.data.trajectories import TrajectoryIndex
+from osrl_unlearn.data.trajectories import TrajectoryIndex, to_go
 from osrl_unlearn.data.views import DatasetView, TransitionStore, forget_and_retain
 from osrl_unlearn.methods.base import Context
-from osrl_unlearn.data.trajectories import to_go
 from osrl_unlearn.methods.gate import SafetyGate
 from osrl_unlearn.methods.safe_rule import SafeRule, SafeRuleOptions
 from osrl_unlearn.testing import toy_data

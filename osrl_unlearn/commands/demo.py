@@ -4,13 +4,10 @@ import sys
 import time
 
 import numpy as np
-import yaml
 
-from osrl_unlearn import environments, resources, rundir
+from osrl_unlearn import environments, resources
 from osrl_unlearn.data.dataset import SHIPPED
 from osrl_unlearn.data.poison import poison
-from osrl_unlearn.errors import RunError
-from osrl_unlearn.files import load_tensors, save_tensors, write_text
 from osrl_unlearn.registry import ADAPTERS, read_yaml
 
 AGENTS = ("coptidice", "bcql", "cpq")
@@ -42,6 +39,7 @@ def run_demo(config, seed, out, progress=True):
     import torch
     torch.set_num_threads(1)  # faster for networks of this size, and the same numbers on every machine
     from osrl_unlearn.evaluate.rollouts import evaluate, normalization, scores
+    from osrl_unlearn.training import trained
     agent = dict(config["agent"], task=config["task"], seed=seed, update_steps=config["updates"],
                  batch_size=config["batch_size"])
     cls = ADAPTERS.load(agent.pop("name"))
@@ -62,7 +60,8 @@ def run_demo(config, seed, out, progress=True):
     for name, arrays, rows in (("clean", data, None), ("poisoned", poisoned.data, None),
                                ("retrained", poisoned.data, retain)):
         manifest = poisoned.manifest if name == "poisoned" else None
-        adapter, seconds = _trained(cls, env, agent, arrays, rows, seed, os.path.join(out, name), manifest, progress)
+        adapter, seconds = trained(os.path.join(out, name), cls, env, agent, arrays, rows=rows, manifest=manifest,
+                                   progress=progress)
         entries[name] = dict(scores(evaluate(adapter, config["eval_episodes"], seed, progress, "evaluate " + name),
                                     constants), updates=config["updates"], seconds=seconds)
         adapters[name] = adapter
@@ -70,32 +69,6 @@ def run_demo(config, seed, out, progress=True):
     for method in ("fine_tune", "safe_rule"):
         reports[method] = _unlearn(method, config, agent, adapters, poisoned, entries, reports, seed, out, progress)
     return _text(config, entries, reports, agent["cost_limit"])
-
-
-def _trained(cls, env, agent, data, rows, seed, folder, manifest, progress):
-    from osrl_unlearn.engine import train
-    adapter = cls.build(agent, env)
-    about = yaml.safe_dump(agent)
-    path = os.path.join(folder, "config.yaml")
-    if os.path.isfile(rundir.state_path(folder)) and os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            if file.read() != about:
-                raise RunError("{} holds an agent with other settings: give another --out".format(folder))
-        adapter.load_weights(load_tensors(rundir.model_path(folder))["model_state"])
-        state = load_tensors(rundir.state_path(folder))
-        adapter.restore(state["hidden"])
-        return adapter, state["train_seconds"]
-    seconds = train(adapter, data, steps=agent["update_steps"], batch_size=agent["batch_size"], seed=seed, rows=rows,
-                    reward_scale=agent["reward_scale"], cost_scale=agent["cost_scale"], progress=progress,
-                    label="train " + os.path.basename(folder))
-    write_text(path, about)
-    if manifest is not None:
-        manifest.save(rundir.manifest_path(folder))
-    save_tensors(rundir.model_path(folder), {"model_state": adapter.model.state_dict()})
-    save_tensors(rundir.state_path(folder), rundir.side_state(
-        adapter, updates=agent["update_steps"], batch_size=agent["batch_size"], train_seconds=seconds,
-        reward_scale=agent["reward_scale"], cost_scale=agent["cost_scale"]))
-    return adapter, seconds
 
 
 def _unlearn(method, config, agent, adapters, poisoned, entries, reports, seed, out, progress):

@@ -193,9 +193,10 @@ def _sentences(report):
         sentences.append("Cost against the {} agent ({} per episode): {}.".format(
             name, _number(other["cost"]["mean"]), _change(unlearned, other, "cost")))
     change = _paired(unlearned, poisoned, "cost")
-    if change is not None and n >= FEW and change["ci95"][0] > 0 and unlearned["cost"]["mean"] > report["cost_limit"]:
-        sentences.insert(1, "This was worse than doing nothing: the cost rose and is above the limit; keep the poisoned "
-                            "agent, or find out what the forget set misses or names wrongly.")
+    rose = change is not None and n >= FEW and change["ci95"][0] > 0
+    if rose and unlearned["cost"]["mean"] > report["cost_limit"]:
+        sentences.insert(1, "This was worse than doing nothing: the cost rose and is above the limit; keep the "
+                            "poisoned agent, or find out what the forget set misses or names wrongly.")
     sentences += ["The request to forget looks harmful: {}.".format(w)
                   for w in report.get("screening", {}).get("warnings", ())]
     sentences.append(_kept(unlearned["reward"]["mean"], [(name, other["reward"]["mean"]) for name, other in others]))
@@ -360,9 +361,9 @@ def _screening(report):
     if report.get("screening") is None:
         return ""
     evidence, safe = report["screening"]["cost_evidence"], report["screening"]["safe_evidence"]
-    return "\n\n" + "Screening of the request: without these rows the estimated cost-to-go of their behaviour falls by {} " \
-        "of the mean (95 % interval {} to {}; random rows of the same number: {}); {} of the evidence of safe and rewarding " \
-        "behaviour goes.".format(*[_percent(v) for v in (evidence["fall"], *evidence["ci95"])],
+    return "\n\n" + "Screening of the request: without these rows the estimated cost-to-go of their behaviour " \
+        "falls by {} of the mean (95 % interval {} to {}; random rows of the same number: {}); {} of the evidence of " \
+        "safe and rewarding behaviour goes.".format(*[_percent(v) for v in (evidence["fall"], *evidence["ci95"])],
                                  "-" if evidence["control"] is None else _percent(evidence["control"]),
                                  "-" if safe is None else _percent(safe))
 

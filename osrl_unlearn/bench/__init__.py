@@ -1,0 +1,1 @@
+"""Benches: many agents, trained and measured once, and the tables made from them."""

@@ -1,0 +1,142 @@
+"""Compute many independent results in several processes, each of them once.
+
+A *cell* is a dictionary of plain values that fully describes one result, random seeds and the hash of the dataset
+included. Its result is kept as OUT/results/KEY.json, where KEY is a hash of the cell, so that an interrupted bench goes
+on where it stopped, and a changed one computes only what is new.
+"""
+import fcntl
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from osrl_unlearn.errors import EnvironmentProblem, OsrlUnlearnError
+from osrl_unlearn.files import write_json
+
+UNKEYED = ("label", "path")  # what a cell is called, and where its dataset is, changes no result
+
+
+def key(cell):
+    """Hex digest of everything in ``cell`` that its result depends on."""
+    return hashlib.sha256(json.dumps(identity(cell), sort_keys=True).encode()).hexdigest()
+
+
+def identity(cell):
+    """All of ``cell`` but "label" and "path"."""
+    return {name: value for name, value in cell.items() if name not in UNKEYED}
+
+
+def finished(cell, out):
+    """The result of a cell, or None if it has not been computed."""
+    try:
+        with open(_path(cell, out), encoding="utf-8") as file:
+            return json.load(file)["result"]
+    except FileNotFoundError:
+        return None
+
+
+def _path(cell, out):
+    return os.path.join(out, "results", key(cell) + ".json")
+
+
+@contextmanager
+def locked(path):
+    """Hold ``path``.lock: of several processes that want to make ``path``, one makes it and the others wait."""
+    # Not filelock: torch 1.13 does not bring it. The system lets go of the lock when the process ends, however it does.
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path + ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def run_cells(cells, function, out, jobs=1):
+    """The results of ``cells``, in their order; None for those that failed, which are listed on stderr.
+
+    Args:
+        cells: dictionaries of plain values; "label" is for people, "path" for ``function``, all else is the identity.
+        function: "module:function"; called as function(cell, out), it returns a result that JSON can hold.
+        out: folder of the results. What the workers print, and tracebacks, go to ``out``/bench.log.
+        jobs: number of worker processes.
+
+    Raises KeyboardInterrupt after Ctrl-C; finished cells are kept.
+    """
+    results = {key(cell): finished(cell, out) for cell in cells}
+    todo = list({key(cell): cell for cell in cells if results[key(cell)] is None}.values())
+    failures = _compute(todo, len(results), function, out, jobs) if todo else []
+    if failures:
+        print("osrl-unlearn: {} of {} cells failed (tracebacks: {}); run again to repeat them".format(
+            len(failures), len(results), _log(out)), file=sys.stderr)
+        for label, error in sorted(failures):
+            print("  {}: {}".format(label, error), file=sys.stderr)
+    return [finished(cell, out) for cell in cells]
+
+
+def _log(out):
+    return os.path.join(out, "bench.log")
+
+
+def _compute(todo, total, function, out, jobs):
+    os.makedirs(out, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # one thread per worker; read when a worker starts
+    others, failures = set(multiprocessing.active_children()), []
+    with ProcessPoolExecutor(min(jobs, len(todo)), multiprocessing.get_context("spawn"), _start_worker,
+                             (_log(out),)) as pool, \
+            tqdm(total=total, initial=total - len(todo), unit="cell", smoothing=0, dynamic_ncols=True) as bar:
+        # Workers inherit this: after Ctrl-C they are ended by us and print nothing.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            futures = {pool.submit(_work, function, cell, out): cell for cell in todo}
+        finally:
+            signal.signal(signal.SIGINT, before)
+        try:
+            for future in as_completed(futures):
+                error = future.result()
+                if error is not None:
+                    failures.append((futures[future].get("label", key(futures[future])), error))
+                    bar.set_postfix(failed=len(failures))
+                bar.update()
+        except BaseException as error:
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise EnvironmentProblem("a worker process died, perhaps for want of memory: run again, with fewer "
+                                         "--jobs; {} cells are finished".format(bar.n))
+            raise
+    return failures
+
+
+def _start_worker(log):
+    # Progress bars and remarks of libraries would tear the bar apart.
+    with open(log, "a", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    tqdm.set_lock(threading.RLock())  # its default is shared between processes and outlives one that is terminated
+    # A worker whose parent was killed would wait for work for ever.
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def _work(function, cell, out):
+    """Compute and save one result; returns None, or the error in one line."""
+    started = time.perf_counter()
+    try:
+        module, _, name = function.partition(":")
+        result = getattr(importlib.import_module(module), name)(cell, out)
+        write_json(_path(cell, out), {"cell": identity(cell), "result": result,
+                                      "seconds": time.perf_counter() - started})
+    except Exception as error:
+        print("{}:\n{}".format(cell.get("label", key(cell)), traceback.format_exc()), file=sys.stderr, flush=True)
+        text = (str(error).splitlines() or [""])[0]
+        return text if isinstance(error, OsrlUnlearnError) else "{}: {}".format(type(error).__name__, text)
+    return None

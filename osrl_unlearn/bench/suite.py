@@ -1,0 +1,154 @@
+"""What a bench is to compute: a YAML file (see configs/bench) of agents on tasks, and of attacks at some rates."""
+import dataclasses
+import inspect
+import os
+import re
+from typing import Optional
+
+from osrl_unlearn import environments
+from osrl_unlearn.attacks.base import Attack
+from osrl_unlearn.data.trajectories import UNITS
+from osrl_unlearn.errors import ConfigError, DataError
+from osrl_unlearn.options import parse
+from osrl_unlearn.registry import ADAPTERS, ATTACKS, nearest, read_yaml
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """An agent is evaluated at its ``last`` checkpoints, ``every`` updates apart, ``episodes`` episodes at each."""
+    last: int
+    every: int
+    episodes: int
+
+    def __post_init__(self):
+        if min(self.last, self.every, self.episodes) < 1:
+            raise ValueError("last, every and episodes must be at least 1")
+
+
+@dataclasses.dataclass
+class Setting:
+    """An agent on a task. ``agent`` is OSRL's configuration and the "name" of the adapter."""
+    task: str
+    updates: int
+    agent: dict
+    min_return: float  # a clean agent that earns less has learned nothing
+    evaluation: dict
+    batch_size: int = 256
+
+    def __post_init__(self):
+        missing = [key for key in ("name", "cost_limit", "episode_len", "reward_scale", "cost_scale")
+                   if key not in self.agent]
+        if missing:
+            raise ValueError("the agent lacks {}".format(", ".join(missing)))
+        evaluation = _parse(Evaluation, self.evaluation, "evaluation.")
+        if self.updates <= evaluation.every * (evaluation.last - 1):
+            raise ValueError("{} checkpoints, {} updates apart, do not fit into {} updates".format(
+                evaluation.last, evaluation.every, self.updates))
+
+
+@dataclasses.dataclass
+class AttackSetting:
+    """An attack with its options at some rates, on all settings or ``only`` some."""
+    name: str
+    rates: list
+    unit: str = "trajectory"
+    options: dict = dataclasses.field(default_factory=dict)
+    only: Optional[list] = None
+
+    def __post_init__(self):
+        cls = ATTACKS.load(self.name)
+        # All options, because defaults may change.
+        self.options = dataclasses.asdict(parse(cls.Options, self.options, "options of '{}': ".format(self.name)))
+        if self.unit not in cls.units:
+            raise ValueError("unit must be one of {}, got '{}'".format(
+                ", ".join(unit for unit in UNITS if unit in cls.units), self.unit))
+        if not self.rates or not all(isinstance(rate, (int, float)) and 0 < rate <= 1 for rate in self.rates):
+            raise ValueError("rates must be shares above 0 and at most 1, got {}".format(self.rates))
+
+    @property
+    def triggered(self):
+        """Whether the attack has a trigger; which one is known only after it has seen data."""
+        return ATTACKS.load(self.name).trigger is not Attack.trigger
+
+
+@dataclasses.dataclass
+class Suite:
+    """A suite file: {setting: :class:`Setting`} and {label: :class:`AttackSetting`}, computed for all ``seeds``."""
+    settings: dict
+    attacks: dict
+    seeds: list
+    evaluation: dict = dataclasses.field(default_factory=dict)  # of settings that have none of their own
+
+    def __post_init__(self):
+        if not self.seeds or not all(type(seed) is int and seed >= 0 for seed in self.seeds):
+            raise ValueError("seeds must be whole numbers, at least one, got {}".format(self.seeds))
+        self.settings = _each(Setting, "settings", self.settings, lambda name: {"evaluation": self.evaluation})
+        self.attacks = _each(AttackSetting, "attacks", self.attacks, lambda label: {"name": label})
+        for attack in self.attacks.values():
+            for name in attack.only or ():
+                known(name, self.settings)
+
+
+def _parse(cls, values, where):
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in values
+               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise ConfigError("{}{} is missing".format(where, missing[0]))
+    return parse(cls, values, where)
+
+
+def _each(cls, kind, values, defaults):
+    out = {}
+    for name, value in values.items():
+        if not isinstance(value, dict):
+            raise ConfigError("{}.{}: expected a mapping, got {!r}".format(kind, name, value))
+        out[name] = _parse(cls, dict(defaults(name), **value), "{}.{}.".format(kind, name))
+    return out
+
+
+def read(path, only=None, seeds=None):
+    """The suite of a YAML file; with ``only`` these of its settings, and with other ``seeds``. Raises ConfigError."""
+    suite = _parse(Suite, read_yaml(path), os.path.basename(path) + ": ")
+    if only:
+        suite.settings = {name: known(name, suite.settings) for name in only}
+    if seeds:
+        suite.seeds = seeds
+    return suite
+
+
+def known(name, settings):
+    """The setting called ``name``. Raises ConfigError if there is none."""
+    if name not in settings:
+        raise ConfigError("unknown setting '{}': {}".format(name, nearest(name, settings)))
+    return settings[name]
+
+
+def check_agents(suite):
+    """Build every agent once, so that a mistake in a suite is found before anything is computed. Raises ConfigError."""
+    for name, setting in suite.settings.items():
+        cls, config = ADAPTERS.load(setting.agent["name"]), dict(setting.agent)
+        env = environments.make(setting.task, config["cost_limit"], config["reward_scale"])
+        accepted = {"name", "task"}.union(*(inspect.signature(c.__init__).parameters for c in cls.classes()))
+        accepted |= {"outliers_percent", "noise_scale", "inpaint_ranges", "epsilon", "density"}
+        wrong = [key for key in config if key not in accepted]
+        if wrong:
+            raise ConfigError("settings.{}.agent: {} has no option '{}': {}".format(
+                name, cls.name, wrong[0], nearest(wrong[0], accepted - {"self"})))
+        missing = cls.missing_settings(config)
+        if missing:
+            raise ConfigError("settings.{}.agent: {} needs {}".format(name, cls.name, ", ".join(missing)))
+        cls.build(config, env)
+
+
+def dataset_file(task, folder):
+    """The HDF5 file of ``task`` in ``folder``: OfflineBallCircle-v0 is BallCircle*.hdf5, or SafetyBallCircle*.hdf5.
+
+    Raises DataError unless there is exactly one.
+    """
+    short = re.sub(r"^Offline|-v\d+$", "", task)
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    found = [name for name in names if re.fullmatch("(Safety)?" + re.escape(short) + r".*\.hdf5", name)]
+    if len(found) != 1:
+        raise DataError("{} holds {} for {}: expected exactly one {}*.hdf5".format(
+            folder, " and ".join(found) or "no file", task, short))
+    return os.path.join(os.path.abspath(folder), found[0])
