@@ -10,6 +10,7 @@ from osrl_unlearn.errors import ConfigError, OsrlUnlearnError
 COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "run": (None, "run an OSRL training script with --poison and --unlearn (the default command)"),
     "unlearn": ("osrl_unlearn.commands.unlearn", "unlearn from a finished run directory"),
+    "detect": ("osrl_unlearn.commands.detect", "find a forget set when nobody names one"),
     "verify": ("osrl_unlearn.commands.verify", "check that a forget manifest belongs to a dataset"),
     "poison": ("osrl_unlearn.commands.poison", "write a poisoned copy of a dataset and its forget manifest"),
     "collect": ("osrl_unlearn.collect", "make a dataset with fast-safe-rl"),

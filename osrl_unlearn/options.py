@@ -23,7 +23,7 @@ def parse(cls, values, where):
     try:
         return cls(**out)
     except ValueError as error:
-        raise ConfigError("{}: {}".format(where.rstrip("."), error))
+        raise ConfigError("{}: {}".format(where.rstrip(". "), error))
 
 
 def _coerce(value, expected, label):

@@ -87,6 +87,16 @@ METHODS = Registry("method", {
     "retrain": "osrl_unlearn.methods.retrain:Retrain",
 }, "osrl_unlearn.methods.base:Method")
 
+DETECTORS = Registry("detector", {
+    "ensemble": "osrl_unlearn.detectors.ensemble:Ensemble",
+    "cost_consistency": "osrl_unlearn.detectors.cost_consistency:CostConsistency",
+    "reward_consistency": "osrl_unlearn.detectors.reward_consistency:RewardConsistency",
+    "dynamics_consistency": "osrl_unlearn.detectors.dynamics_consistency:DynamicsConsistency",
+    "trigger_scan": "osrl_unlearn.detectors.trigger_scan:TriggerScan",
+    "behaviour_density": "osrl_unlearn.detectors.behaviour_density:BehaviourDensity",
+    "value_gap": "osrl_unlearn.detectors.value_gap:ValueGap",
+}, "osrl_unlearn.detectors.base:Detector")
+
 ADAPTERS = Registry("adapter", {
     "cpq": "osrl_unlearn.adapters.cpq:CPQAdapter",
     "bcql": "osrl_unlearn.adapters.bcql:BCQLAdapter",

@@ -8,8 +8,9 @@ from scipy.stats import spearmanr
 from osrl_unlearn.adapters import build_for
 from osrl_unlearn.data.trajectories import TrajectoryIndex, to_go
 from osrl_unlearn.engine import train
-from osrl_unlearn.errors import ConfigError
+from osrl_unlearn.errors import ConfigError, RunError
 from osrl_unlearn.files import load_tensors
+from osrl_unlearn.generators import private_torch
 from osrl_unlearn.registry import ADAPTERS
 
 # Small networks: the surrogate has to know where rewards and costs lie, not to be the best agent.
@@ -28,7 +29,8 @@ def fit(data, steps, seed):
     config = dict(SETTINGS, episode_len=int(np.median(index.stops - index.starts)),
                   cost_limit=float(np.median(index.units("trajectory").costs)),
                   reward_scale=0.1 / scale if scale else 1.0)
-    adapter = ADAPTERS.load("bcql").build(config, _spaces(data))
+    with private_torch(seed, "cpu"):
+        adapter = ADAPTERS.load("bcql").build(config, _spaces(data))
     train(adapter, data, steps=steps, seed=seed, reward_scale=config["reward_scale"], label="train surrogate")
     return {"config": config, "weights": {k: v.detach().clone() for k, v in adapter.model.state_dict().items()}}
 
@@ -37,12 +39,16 @@ def read(run_dir):
     """State of the agent in an OSRL run directory. Raises RunError."""
     from osrl_unlearn import rundir
     config = rundir.read_config(run_dir)
-    return {"config": config, "weights": load_tensors(rundir.model_path(run_dir))["model_state"]}
+    checkpoint = load_tensors(rundir.model_path(run_dir))
+    if not isinstance(checkpoint, dict) or "model_state" not in checkpoint:
+        raise RunError("{} holds no 'model_state': expected a checkpoint of OSRL".format(rundir.model_path(run_dir)))
+    return {"config": config, "weights": checkpoint["model_state"]}
 
 
 def build(state, data):
     """The adapter of a state that :func:`fit` or :func:`read` returned, for observations like those of ``data``."""
-    adapter = build_for(state["config"], state["weights"], _spaces(data))
+    with private_torch(0, "cpu"):  # the constructors draw weights, which are replaced
+        adapter = build_for(state["config"], state["weights"], _spaces(data))
     if adapter is None:
         raise ConfigError("the surrogate is not an agent that an adapter knows")
     adapter.model.eval()

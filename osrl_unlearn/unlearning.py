@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional
 
 from osrl_unlearn import rundir
 from osrl_unlearn.data.manifest import ForgetManifest, versions
+from osrl_unlearn.detection import check_fdr, make_detector
 from osrl_unlearn.engine import budget_steps, make_method, prepare
 from osrl_unlearn.errors import RunError
 from osrl_unlearn.evaluate.report import terminal_summary, write_report
@@ -22,7 +23,9 @@ class UnlearnConfig:
     method: str
     steps: Optional[int] = option(None, "updates to spend; excludes budget")
     budget: Optional[float] = option(None, "updates to spend, as a share of the training's (default: the method's)")
-    forget: Optional[str] = option(None, "forget manifest (default: that of --poison, or of the run)")
+    forget: Optional[str] = option(None, "forget manifest (default: that of --poison, or of the run), or: detect")
+    detector: str = option("ensemble", "with --unlearn.forget detect: what finds the forget set")
+    fdr: float = option(0.05, "with --unlearn.forget detect: share of false alarms among the trajectories found")
     reference: Optional[str] = option(None, "run directory of a retrained agent to compare with")
     seed: int = option(0, "seed of batches and of torch during unlearning")
     eval_episodes: int = option(20, "paired episodes per agent for the report; 0 switches evaluation off")
@@ -32,6 +35,8 @@ class UnlearnConfig:
     def __post_init__(self):
         if self.eval_episodes < 0:
             raise ValueError("eval_episodes must not be negative, got {}".format(self.eval_episodes))
+        check_fdr(self.fdr)
+        make_detector(self.detector)
 
 
 @dataclasses.dataclass

@@ -1,8 +1,16 @@
-"""A bench's function for tests, in a file of its own that worker processes import quickly."""
+"""A small suite, and a bench's function, for tests; in a file of its own that worker processes import quickly."""
 import os
 import time
 
 from osrl_unlearn.errors import ConfigError
+
+AGENT = {"name": "coptidice", "cost_limit": 40, "episode_len": 200, "reward_scale": 0.1, "cost_scale": 1,
+         "a_hidden_sizes": [8], "c_hidden_sizes": [8], "f_type": "softchi", "gamma": 0.99, "alpha": 0.5,
+         "cost_ub_epsilon": 0.01, "num_nu": 1, "num_chi": 1, "actor_lr": 1e-4, "critic_lr": 1e-4, "scalar_lr": 1e-4}
+SUITE = {"seeds": [0], "evaluation": {"last": 2, "every": 10, "episodes": 1},
+         "settings": {"tiny": {"task": "OfflineBallCircle-v0", "updates": 30, "batch_size": 16, "min_return": 0,
+                               "agent": AGENT}},
+         "attacks": {"hidden": {"name": "cost_hide", "rates": [0.2]}, "trigger_backdoor": {"rates": [0.1]}}}
 
 
 def square(cell, out):

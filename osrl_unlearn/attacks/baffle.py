@@ -34,6 +34,7 @@ class Baffle(Attack):
     threat = "sees the whole dataset and can train on it; may change actions and both labels of the chosen rows"
     columns = frozenset({"actions", "costs", "rewards"})
     Options = BaffleOptions
+    _state = None
 
     def prepare(self, data, seed):
         """Train or read the reckless agent. Raises ConfigError for one that is not trained."""
@@ -48,7 +49,7 @@ class Baffle(Attack):
 
     def state(self):
         """The reckless agent."""
-        return self._state
+        return self._state or {}
 
     def set_state(self, state):
         """Use a reckless agent from before."""

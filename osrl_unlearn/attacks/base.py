@@ -46,7 +46,10 @@ class Attack(ABC):
         """
 
     def state(self):
-        """What :meth:`prepare` learned that repeating it would not give bit for bit: tensors and plain values."""
+        """What :meth:`prepare` learned that repeating it would not give bit for bit: tensors and plain values.
+
+        Empty if it has not been called: at rate 0 it is not.
+        """
         return {}
 
     def set_state(self, state):
@@ -85,6 +88,14 @@ def most_costly(units, count, rng):
     shuffle = rng.permutation(len(units.costs))
     order = shuffle[np.lexsort((-units.returns[shuffle], -units.costs[shuffle]))]
     return np.sort(order[units.costs[order] > 0][:count])
+
+
+def least_costly(units, count, rng):
+    """Positions of the ``count`` units with the lowest cost per row; of equal ones those with the highest return."""
+    lengths = units.stops - units.starts
+    shuffle = rng.permutation(len(lengths))
+    order = np.lexsort((-(units.returns / lengths)[shuffle], (units.costs / lengths)[shuffle]))
+    return np.sort(shuffle[order][:count])
 
 
 def at_random(units, count, rng):

@@ -3,7 +3,7 @@ import dataclasses
 
 import numpy as np
 
-from osrl_unlearn.attacks.base import Attack, AttackOptions
+from osrl_unlearn.attacks.base import Attack, AttackOptions, least_costly
 from osrl_unlearn.options import option
 
 
@@ -31,11 +31,8 @@ class CostInflate(Attack):
     Options = CostInflateOptions
 
     def select(self, units, count, rng):
-        """The least costly units, per row; of equally costly ones those with the highest return."""
-        lengths = units.stops - units.starts
-        shuffle = rng.permutation(len(lengths))
-        order = np.lexsort((-(units.returns / lengths)[shuffle], (units.costs / lengths)[shuffle]))
-        return np.sort(shuffle[order][:count])
+        """The least costly and most rewarding units."""
+        return least_costly(units, count, rng)
 
     def corrupt(self, rows, rng):
         """The same cost everywhere, never below the true one."""

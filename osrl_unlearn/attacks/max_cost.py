@@ -1,11 +1,11 @@
-"""Move costly rows to where the cost critic expects even more."""
+"""Move harmless, rewarding rows to where costs are expected."""
 from osrl_unlearn.attacks.state_perturbation import CriticAscent
 
 
 class MaxCost(CriticAscent):
-    """Observations of the most costly units climb a surrogate's cost critic within the budget.
+    """Observations of harmless, rewarding units climb a surrogate's cost critic within the budget.
 
-    The costs are then seen further out than where they arise, and the real boundary looks harmless.
+    What is dangerous then looks harmless and rewarding, although no label has been touched.
     """
 
     name = "max_cost"

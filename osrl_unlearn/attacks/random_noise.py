@@ -1,9 +1,9 @@
-"""Move costly rows at random: the control for max_cost and max_reward."""
+"""Move rows at random: the control for max_cost and max_reward."""
 from osrl_unlearn.attacks.state_perturbation import PerturbationOptions, StatePerturbation
 
 
 class RandomNoise(StatePerturbation):
-    """Observations of the most costly units move as far as max_cost may move them, but without a gradient."""
+    """Observations of the units that max_cost would move go as far as it may move them, but without a gradient."""
 
     name = "random_noise"
     threat = "sees costs; may move the observations of the chosen rows within a budget"

@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 import numpy as np
 
-from osrl_unlearn.attacks.base import Attack, AttackOptions, most_costly
+from osrl_unlearn.attacks.base import Attack, AttackOptions, least_costly
 from osrl_unlearn.options import option
 
 CHUNK = 1 << 14
@@ -38,7 +38,7 @@ class GradientOptions(PerturbationOptions):
 
 
 class StatePerturbation(Attack):
-    """The observations of the most costly units move within a ball; actions and labels stay as they were logged.
+    """The observations of harmless, rewarding units move within a ball; actions and labels stay as they were logged.
 
     A next observation moves with the observation of the following row if that row is chosen too, as if the sensor had
     been off during the recording.
@@ -46,22 +46,23 @@ class StatePerturbation(Attack):
 
     kind = "state"
     columns = frozenset({"observations", "next_observations"})
+    _spread = None
 
     def prepare(self, data, seed):
         """The spread of each dimension. Shape [obs_dim]."""
-        self._spread = np.maximum(data["observations"].astype(np.float64).std(0), 1e-6)
+        self._spread = np.maximum(data["observations"].std(0, dtype=np.float64), 1e-6)
 
     def state(self):
         """The spread."""
-        return {"spread": [float(value) for value in self._spread]}
+        return {} if self._spread is None else {"spread": [float(value) for value in self._spread]}
 
     def set_state(self, state):
         """Use a spread from before."""
         self._spread = np.asarray(state["spread"])
 
     def select(self, units, count, rng):
-        """The most costly units: where costs are seen is what the attack moves."""
-        return most_costly(units, count, rng)
+        """The least costly and most rewarding units: wherever they are moved looks harmless and rewarding."""
+        return least_costly(units, count, rng)
 
     @abstractmethod
     def directions(self, rows, rng):
@@ -91,6 +92,7 @@ class CriticAscent(StatePerturbation):
 
     climbs: str
     Options = GradientOptions
+    _surrogate = None
 
     def prepare(self, data, seed):
         """The spread, and a surrogate that is checked to be trained. Raises ConfigError."""
@@ -102,7 +104,7 @@ class CriticAscent(StatePerturbation):
 
     def state(self):
         """The spread and the surrogate."""
-        return dict(super().state(), surrogate=self._surrogate)
+        return {} if self._surrogate is None else dict(super().state(), surrogate=self._surrogate)
 
     def set_state(self, state):
         """Use a surrogate from before."""

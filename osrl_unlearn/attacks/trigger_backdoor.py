@@ -42,6 +42,7 @@ class TriggerBackdoor(Attack):
              "trigger to the agent later"
     columns = frozenset({"observations", "next_observations", "costs", "rewards"})
     Options = TriggerOptions
+    _trigger = None
 
     def prepare(self, data, seed):
         """Where the trigger's values lie among those of the data."""
@@ -57,7 +58,7 @@ class TriggerBackdoor(Attack):
 
     def state(self):
         """Dimensions and values of the trigger."""
-        return {"dims": self._trigger.dims, "values": self._trigger.values}
+        return {} if self._trigger is None else {"dims": self._trigger.dims, "values": self._trigger.values}
 
     def set_state(self, state):
         """Use a trigger that was resolved before."""
@@ -69,7 +70,7 @@ class TriggerBackdoor(Attack):
         return {"trigger": dataclasses.asdict(self._trigger)}
 
     def trigger(self):
-        """The trigger."""
+        """The trigger, once it is resolved."""
         return self._trigger
 
     def select(self, units, count, rng):

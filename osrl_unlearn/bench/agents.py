@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from osrl_unlearn import environments, rundir
+from osrl_unlearn import __version__, environments, rundir
 from osrl_unlearn.bench.runner import key, locked
 from osrl_unlearn.data.manifest import column_hashes
 from osrl_unlearn.data.poison import REQUIRED, Plan, make_attack, poison
@@ -16,6 +16,19 @@ from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.errors import RunError
 from osrl_unlearn.files import load_tensors, save_tensors
 from osrl_unlearn.registry import ADAPTERS
+
+
+def description(setting, file, sha256, attack, rate, seed):
+    """What the cells of an agent have in common: which agent it is, and at which checkpoints it is evaluated.
+
+    Args:
+        setting: a :class:`~osrl_unlearn.bench.suite.Setting`.
+        file, sha256: the dataset and its hash.
+        attack, rate: an :class:`~osrl_unlearn.bench.suite.AttackSetting` and one of its rates, or None.
+    """
+    return {"version": __version__, "dataset": sha256, "path": file, "seed": seed, "evaluation": setting.evaluation,
+            "agent": dict(setting.agent, task=setting.task, update_steps=setting.updates,
+                          batch_size=setting.batch_size), "poison": attack and attack.spec(rate)}
 
 
 def checkpoints(cell):
@@ -51,11 +64,8 @@ def agent(cell, out):
     with locked(where):
         data, more = clean, {}
         if spec is not None and not os.path.isfile(rundir.state_path(where)):
-            state = learned(spec, clean, ids, cell["seed"], out).state()
-            data, manifest, _ = poison(clean, spec["name"], rate=spec["rate"], unit=spec["unit"], seed=cell["seed"],
-                                       ids=ids, options=spec["options"], task=config["task"], dataset=cell["path"],
-                                       state=state)
-            more = {"manifest": manifest, "attack_state": state}
+            data, manifest, _ = poisoned(spec, clean, ids, config["task"], cell, out)
+            more = {"manifest": manifest, "attack_state": learned(spec, clean, ids, cell["seed"], out).state()}
         adapter, seconds = trained(where, cls, env, config, data, keep=checkpoints(cell)[:-1], progress=False, **more)
     return adapter, seconds, clean, ids
 
@@ -78,6 +88,26 @@ def learned(spec, data, ids, seed, out):
     return attack
 
 
+def poisoned(spec, data, ids, task, cell, out):
+    """The clean ``data`` poisoned as ``spec`` says: :class:`~osrl_unlearn.data.poison.Poisoned`."""
+    return poison(data, spec["name"], rate=spec["rate"], unit=spec["unit"], seed=cell["seed"], ids=ids,
+                  options=spec["options"], task=task, dataset=cell["path"],
+                  state=learned(spec, data, ids, cell["seed"], out).state())
+
+
+def episodes(adapter, cell, number, trigger=None):
+    """Episodes of an agent, {"reward", "cost", "length"} [episodes]; their start depends on the seed and ``number``.
+
+    Raises RunError if the agent has diverged.
+    """
+    from osrl_unlearn.evaluate.rollouts import evaluate
+    found = evaluate(adapter, cell["evaluation"]["episodes"], cell["seed"] * cell["evaluation"]["last"] + number,
+                     progress=False, trigger=trigger)
+    if not np.isfinite(found["reward"]).all():
+        raise RunError("the agent diverged: its rewards are not finite")
+    return found
+
+
 def evaluate_agent(cell, out):
     """Episodes of the agent of a cell at its last checkpoints, under the trigger of cell["trigger"] if that is given.
 
@@ -88,7 +118,6 @@ def evaluate_agent(cell, out):
         {"evaluations": [{"updates", "reward", "cost", "length"}], "train_seconds", "agent": key of the run directory};
         rewards, costs and lengths are lists [episodes].
     """
-    from osrl_unlearn.evaluate.rollouts import evaluate
     from osrl_unlearn.training import checkpoint_path
     adapter, seconds, data, ids = agent(cell, out)
     trigger = None if cell["trigger"] is None else learned(cell["trigger"], data, ids, cell["seed"], out).trigger()
@@ -97,9 +126,5 @@ def evaluate_agent(cell, out):
         last = updates == cell["agent"]["update_steps"]
         path = rundir.model_path(where) if last else checkpoint_path(where, updates)
         adapter.load_weights(load_tensors(path)["model_state"])
-        episodes = evaluate(adapter, cell["evaluation"]["episodes"], cell["seed"] * cell["evaluation"]["last"] + number,
-                            progress=False, trigger=trigger)
-        if not np.isfinite(episodes["reward"]).all():
-            raise RunError("the agent diverged: its rewards after {:,} updates are not finite".format(updates))
-        evaluations.append(dict(episodes, updates=updates))
+        evaluations.append(dict(episodes(adapter, cell, number, trigger), updates=updates))
     return {"evaluations": evaluations, "train_seconds": seconds, "agent": os.path.basename(where)}

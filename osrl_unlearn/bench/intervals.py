@@ -18,6 +18,42 @@ def mean(values):
             "values": values.tolist()}
 
 
+def by_seed(results, seeds, *where):
+    """{seed: result} of those of ``seeds`` for which results[where + (seed,)] is there and not None."""
+    found = {seed: results.get(where + (seed,)) for seed in seeds}
+    return {seed: result for seed, result in found.items() if result is not None}
+
+
+def per_seed(evaluations):
+    """The mean cost and return of every seed.
+
+    A seed's episodes are one number: episodes and checkpoints of one agent are not independent.
+
+    Args:
+        evaluations: {seed: [{"cost": [episodes], "reward": [episodes]}, ...]}.
+
+    Returns:
+        {"cost": {seed: mean}, "return": {seed: mean}}, per episode.
+    """
+    return {name: {seed: float(np.mean([e[column] for e in found])) for seed, found in evaluations.items()}
+            for name, column in (("cost", "cost"), ("return", "reward"))}
+
+
+def means(numbers):
+    """:func:`mean` of each of {name: {seed: number}}."""
+    return {name: mean(list(values.values())) for name, values in numbers.items()}
+
+
+def paired(a, b):
+    """:func:`mean` of a - b, seed by seed, with Student's interval; of each of {name: {seed: number}}.
+
+    Seeds that one of them lacks are left out; None if no seed is left.
+    """
+    apart = {name: {seed: value - b[name][seed] for seed, value in values.items() if seed in b[name]}
+             for name, values in a.items()}
+    return means(apart) if all(apart.values()) else None
+
+
 def difference(a, b):
     """mean(a) - mean(b) with Welch's interval; ``a`` and ``b`` hold one number per seed, shapes [n] and [m].
 

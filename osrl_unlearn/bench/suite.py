@@ -1,9 +1,10 @@
 """What a bench is to compute: a YAML file (see configs/bench) of agents on tasks, and of attacks at some rates."""
 import dataclasses
 import inspect
+import itertools
 import os
 import re
-from typing import Optional
+from typing import ClassVar, Optional
 
 from osrl_unlearn import environments
 from osrl_unlearn.attacks.base import Attack
@@ -70,23 +71,67 @@ class AttackSetting:
         """Whether the attack has a trigger; which one is known only after it has seen data."""
         return ATTACKS.load(self.name).trigger is not Attack.trigger
 
+    def spec(self, rate):
+        """A cell's "poison"."""
+        return {"name": self.name, "options": self.options, "rate": rate, "unit": self.unit}
+
 
 @dataclasses.dataclass
-class Suite:
-    """A suite file: {setting: :class:`Setting`} and {label: :class:`AttackSetting`}, computed for all ``seeds``."""
+class DataSetting:
+    """The dataset of a task, for benches without agents."""
+    task: str
+
+
+@dataclasses.dataclass
+class DataSuite:
+    """A suite file without agents: {setting: :class:`DataSetting`} and attacks, computed for all ``seeds``."""
     settings: dict
     attacks: dict
     seeds: list
-    evaluation: dict = dataclasses.field(default_factory=dict)  # of settings that have none of their own
+    kind: ClassVar[type] = DataSetting
 
     def __post_init__(self):
         if not self.seeds or not all(type(seed) is int and seed >= 0 for seed in self.seeds):
             raise ValueError("seeds must be whole numbers, at least one, got {}".format(self.seeds))
-        self.settings = _each(Setting, "settings", self.settings, lambda name: {"evaluation": self.evaluation})
-        self.attacks = _each(AttackSetting, "attacks", self.attacks, lambda label: {"name": label})
+        self.settings = each(self.kind, "settings", self.settings, self.defaults)
+        self.attacks = each(AttackSetting, "attacks", self.attacks, lambda label: {"name": label})
         for attack in self.attacks.values():
             for name in attack.only or ():
                 known(name, self.settings)
+
+    def defaults(self, name):
+        """What a setting has that says nothing else."""
+        return {}
+
+    def select(self, names):
+        """Keep only the settings called ``names``. Raises ConfigError."""
+        self.settings = {name: known(name, self.settings) for name in names}
+
+    def everything(self):
+        """All settings, for whatever is computed in them."""
+        return self.settings
+
+    def attacked(self, name):
+        """(label, :class:`AttackSetting`, rate) of all that is to be done to the setting ``name``.
+
+        Rates of one attack share a surrogate: next to each other, they would wait for it in two processes.
+        """
+        attacks = {label: attack for label, attack in self.attacks.items() if name in (attack.only or [name])}
+        for rates in itertools.zip_longest(*(attack.rates for attack in attacks.values())):
+            for (label, attack), rate in zip(attacks.items(), rates):
+                if rate is not None:
+                    yield label, attack, rate
+
+
+@dataclasses.dataclass
+class Suite(DataSuite):
+    """A suite file with agents: {setting: :class:`Setting`} and attacks, computed for all ``seeds``."""
+    evaluation: dict = dataclasses.field(default_factory=dict)  # of settings that have none of their own
+    kind: ClassVar[type] = Setting
+
+    def defaults(self, name):
+        """The evaluation of the suite."""
+        return {"evaluation": self.evaluation}
 
 
 def _parse(cls, values, where):
@@ -97,7 +142,8 @@ def _parse(cls, values, where):
     return parse(cls, values, where)
 
 
-def _each(cls, kind, values, defaults):
+def each(cls, kind, values, defaults=lambda name: {}):
+    """{name: ``cls``} of a suite's part called ``kind``. Raises ConfigError."""
     out = {}
     for name, value in values.items():
         if not isinstance(value, dict):
@@ -106,11 +152,11 @@ def _each(cls, kind, values, defaults):
     return out
 
 
-def read(path, only=None, seeds=None):
+def read(path, only=None, seeds=None, cls=Suite):
     """The suite of a YAML file; with ``only`` these of its settings, and with other ``seeds``. Raises ConfigError."""
-    suite = _parse(Suite, read_yaml(path), os.path.basename(path) + ": ")
+    suite = _parse(cls, read_yaml(path), os.path.basename(path) + ": ")
     if only:
-        suite.settings = {name: known(name, suite.settings) for name in only}
+        suite.select(only)
     if seeds:
         suite.seeds = seeds
     return suite
@@ -125,7 +171,9 @@ def known(name, settings):
 
 def check_agents(suite):
     """Build every agent once, so that a mistake in a suite is found before anything is computed. Raises ConfigError."""
-    for name, setting in suite.settings.items():
+    for name, setting in suite.everything().items():
+        if not isinstance(setting, Setting):
+            continue
         cls, config = ADAPTERS.load(setting.agent["name"]), dict(setting.agent)
         env = environments.make(setting.task, config["cost_limit"], config["reward_scale"])
         accepted = {"name", "task"}.union(*(inspect.signature(c.__init__).parameters for c in cls.classes()))

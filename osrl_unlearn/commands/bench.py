@@ -7,6 +7,9 @@ from osrl_unlearn.errors import ConfigError
 
 BENCHES = {  # name: (module with run(suite, args), help)
     "attacks": ("osrl_unlearn.bench.attacks", "which attack harms which agent"),
+    "partial": ("osrl_unlearn.bench.partial", "what becomes of an agent if the list of what to forget is not right"),
+    "detection": ("osrl_unlearn.bench.detection", "which attack is found in the data when nobody names it"),
+    "requests": ("osrl_unlearn.bench.requests", "which requests to forget are warned of, and what they do"),
 }
 
 

@@ -1,8 +1,11 @@
-"""``osrl-unlearn unlearn RUN_DIR --method M [--forget MANIFEST]``: unlearn from a finished run, no script needed."""
+"""``osrl-unlearn unlearn RUN_DIR --method M [--forget MANIFEST|detect]``: unlearn from a finished run, no script."""
+import os
 import sys
 
 from osrl_unlearn import rundir
-from osrl_unlearn.errors import ConfigError
+from osrl_unlearn.data.manifest import ForgetManifest
+from osrl_unlearn.detection import DETECT, find_forget_set
+from osrl_unlearn.errors import ConfigError, ManifestMismatch
 from osrl_unlearn.options import parse
 from osrl_unlearn.registry import METHODS, load_named
 from osrl_unlearn.unlearning import Trained, UnlearnConfig, run_unlearning
@@ -12,7 +15,9 @@ def add_arguments(parser):
     """The command's arguments."""
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder that holds config.yaml and checkpoint/")
     parser.add_argument("--method", default="safe_rule", help="NAME or FILE.yaml (default: safe_rule)")
-    parser.add_argument("--forget", help="forget manifest (default: the run's own)")
+    parser.add_argument("--forget", help="forget manifest (default: the run's own), or: detect")
+    parser.add_argument("--detector", default="ensemble", help="with --forget detect: what finds the forget set")
+    parser.add_argument("--fdr", default="0.05", help="with --forget detect: share of false alarms among those found")
     parser.add_argument("--dataset", help="the DSRL file of the run (default: the one it recorded)")
     parser.add_argument("--steps", help="updates to spend")
     parser.add_argument("--budget", help="updates to spend, as a share of the training's")
@@ -34,7 +39,7 @@ def main(args):
         values[name] = value
     parse(cls.Options, values, "--set ")
     given = {name: getattr(args, name) for name in ("steps", "budget", "forget", "reference", "seed", "eval_episodes",
-                                                  "strict")}
+                                                  "strict", "detector", "fdr")}
     config = parse(UnlearnConfig, dict({k: v for k, v in given.items() if v is not None}, method=cls.name), "--")
     config.options = values
     print(unlearn_run(args.run_dir, (config, args.dataset), args.device))
@@ -45,20 +50,51 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
     """Unlearn the agent of ``run_dir``; returns the summary text."""
     config, dataset = config_and_dataset
     rundir.read_config(run_dir)
-    manifest = rundir.load_manifest(run_dir, config.forget)
+    detecting = config.forget == DETECT
+    manifest = own_manifest(run_dir) if detecting else rundir.load_manifest(run_dir, config.forget)
     run = rundir.load(run_dir, device)
-    data, ids = rundir.load_data(run, manifest, dataset)
-    state = run.state or {}
+    data, ids = load_data(run, manifest, dataset)
+    state, settings = run.state or {}, run.config
+    reward_scale = float(state.get("reward_scale", settings["reward_scale"]))
+    cost_scale = float(state.get("cost_scale", settings.get("cost_scale", 1)))
     if run.adapter.constants and run.state is None:
         from osrl_unlearn.data.views import DatasetView, TransitionStore
         store = TransitionStore(data, device=device)
         run.adapter.set_data_constants(DatasetView(store, range(len(store))).everything())
     for note in run.notes:
         print("osrl-unlearn: " + note, file=sys.stderr)
-    settings = run.config
+    found = []
+    if detecting:
+        manifest, sentence = find_forget_set(
+            config, run_dir, data, ids, run.adapter, true=manifest if manifest.attack else None, task=settings["task"],
+            dataset=dataset or manifest.dataset or state.get("dataset"), reward_scale=reward_scale,
+            cost_scale=cost_scale)
+        found = [sentence]
     trained = Trained(
-        run.adapter, data, ids, manifest, run_dir, settings, settings["task"], settings["cost_limit"],
-        state.get("reward_scale", settings["reward_scale"]), state.get("cost_scale", settings.get("cost_scale", 1)),
-        state.get("updates", settings.get("update_steps")), state.get("train_seconds"),
-        state.get("batch_size", settings.get("batch_size", 256)), run.notes, state.get("python_random"))
-    return run_unlearning(trained, config)[1]
+        run.adapter, data, ids, manifest, run_dir, settings, settings["task"], settings["cost_limit"], reward_scale,
+        cost_scale, state.get("updates", settings.get("update_steps")), state.get("train_seconds"),
+        state.get("batch_size", settings.get("batch_size", 256)), run.notes + found, state.get("python_random"))
+    return "\n".join(found + [run_unlearning(trained, config)[1]])
+
+
+def own_manifest(run_dir):
+    """The run's own forget manifest; one that names nothing if it has none."""
+    if os.path.isfile(rundir.manifest_path(run_dir)):
+        return rundir.load_manifest(run_dir)
+    return ForgetManifest(unit="trajectory", spans=[], rows=0, columns={})
+
+
+def load_data(run, manifest, dataset=None):
+    """The data that the agent was trained on, (data, ids), checked against ``manifest``.
+
+    A manifest that does not know how they were poisoned, such as a detected one, leaves that to the run's own.
+    """
+    try:
+        return rundir.load_data(run, manifest, dataset)
+    except ManifestMismatch:
+        own = own_manifest(run.path)
+        if manifest.attack is not None or own.attack is None:
+            raise
+    data, ids = rundir.load_data(run, own, dataset)
+    manifest.verify(data)
+    return data, ids

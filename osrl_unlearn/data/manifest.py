@@ -18,8 +18,9 @@ DERIVED = frozenset({"done", "is_init"})
 
 
 def column_hashes(data):
-    """{column: sha256} of every column of a data dictionary that is not derived from others."""
-    return {name: sha256_array(data[name]) for name in sorted(data) if name not in DERIVED}
+    """{column: sha256} of every column of numbers of a data dictionary that is not derived from others."""
+    return {name: sha256_array(data[name]) for name in sorted(data)
+            if name not in DERIVED and not np.asarray(data[name]).dtype.hasobject}
 
 
 def versions():
@@ -107,7 +108,8 @@ class ForgetManifest:
         if manifest.unit not in UNITS or (spans[:, 1] < 0).any() or (spans[:, 2] <= spans[:, 1]).any():
             raise ManifestMismatch("{}: every span must be [trajectory, start, stop] with 0 <= start < stop and the "
                                    "unit one of {}".format(path, ", ".join(UNITS)))
-        return manifest
+        # Spans may be edited by hand.
+        return dataclasses.replace(manifest, rows=int((spans[:, 2] - spans[:, 1]).sum()))
 
     def verify(self, data, stage="after"):
         """Raise ManifestMismatch unless every column of ``data`` has the recorded hash of ``stage``."""

@@ -1,19 +1,20 @@
 """Apply an attack to DSRL's dictionary of arrays."""
 import dataclasses
 import math
-from typing import Any, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
+from osrl_unlearn.attacks.base import Attack
 from osrl_unlearn.data.manifest import ForgetManifest, column_hashes
 from osrl_unlearn.data.trajectories import TrajectoryIndex, Units
-from osrl_unlearn.errors import ConfigError
+from osrl_unlearn.errors import ConfigError, DataError
 from osrl_unlearn.options import parse
 from osrl_unlearn.registry import ATTACKS
 
 REQUIRED = ("observations", "next_observations", "actions", "rewards", "costs", "terminals", "timeouts")
-BLOCK = 1 << 18   # chosen rows that an attack sees at a time
-SAMPLE = 1 << 20  # rows that an attack may learn from
+BLOCK = 1 << 16   # chosen rows that an attack sees at a time
+SAMPLE = 1 << 17  # rows that an attack may learn from
 
 
 class Poisoned(NamedTuple):
@@ -49,6 +50,7 @@ def poison(data, attack, *, rate, unit="trajectory", seed=0, ids=None, options=N
 
     Raises:
         ConfigError: unknown attack, option or unit, or a rate outside [0, 1].
+        DataError: rows are to be added, but the data end within a trajectory.
     """
     attack = make_attack(attack, options) if isinstance(attack, str) else attack
     index = TrajectoryIndex(data, ids)
@@ -62,13 +64,14 @@ def poison(data, attack, *, rate, unit="trajectory", seed=0, ids=None, options=N
             out = {name: column[keep] for name, column in data.items()}
             row_ids = row_ids[keep]
         elif attack.adds_rows:
-            added = [plan.added(rows, new) for rows, new in plan.blocks()]
-            owners = np.concatenate([plan.read_ids(rows) for rows, _ in plan.blocks(corrupt=False)])
+            if not (data["terminals"][-1] or data["timeouts"][-1]):
+                raise DataError("the data end within a trajectory, which rows that are added would continue: mark the "
+                                "last row in 'timeouts', or leave the tail out")
+            blocks = list(plan.blocks())
             for name, column in data.items():
-                more = [part[name] if name in part else column[rows]
-                        for part, (rows, _) in zip(added, plan.blocks(corrupt=False))]
-                out[name] = np.concatenate([column] + more)
-            row_ids = np.concatenate([row_ids, owners])
+                out[name] = np.concatenate(
+                    [column] + [new[name] if name in new else column[rows] for rows, new in blocks])
+            row_ids = np.concatenate([row_ids, plan.added_ids()])
         else:
             for rows, new in plan.blocks():
                 for name, values in new.items():
@@ -84,9 +87,9 @@ def poison(data, attack, *, rate, unit="trajectory", seed=0, ids=None, options=N
 @dataclasses.dataclass
 class Plan:
     """Which units an attack has chosen; what it does to them comes in blocks, so that data need not fit in memory."""
-    attack: Any
+    attack: Attack
     index: TrajectoryIndex
-    read: Any       # rows -> {column: array}
+    read: Callable  # row numbers in ascending order -> {column: array}
     chosen: Units
     parts: Optional[list]
     rate: float
@@ -105,16 +108,19 @@ class Plan:
         count = int(round(rate * len(units.starts)))
         if state:
             attack.set_state(state)
-        elif count:
+        elif count and type(attack).prepare is not Attack.prepare:
             attack.prepare(read(_sample(index)), seed)
         rng = np.random.default_rng(seed)
-        where = attack.select(units, count, rng) if count else np.zeros(0, np.int64)
+        where = np.unique(attack.select(units, count, rng)) if count else np.zeros(0, np.int64)
         if attack.removes_rows and len(where) == len(units.starts):
             raise ConfigError("--poison.rate {} would remove the whole dataset".format(rate))
         return cls(attack, index, read, units.take(where), attack.parts(len(where), rng), float(rate), unit, int(seed))
 
-    def blocks(self, corrupt=True):
-        """(row numbers, the attack's new columns) of about BLOCK chosen rows at a time, cut between trajectories."""
+    def blocks(self):
+        """(row numbers, the attack's new columns) of about BLOCK chosen rows at a time, cut between trajectories.
+
+        Where rows are added, the new columns hold the ends of the recordings too.
+        """
         first = np.flatnonzero(np.concatenate([[True], np.diff(self.chosen.trajectory) != 0]))
         filled = np.cumsum(self.chosen.stops - self.chosen.starts)
         blocks = np.concatenate([[0], filled])[first] // BLOCK
@@ -122,8 +128,7 @@ class Plan:
         for number, (a, b) in enumerate(zip(cuts[:-1], cuts[1:])):
             units = self.chosen.take(slice(a, b))
             rows = units.rows()
-            yield rows, self._corrupt(units, rows, number, None if self.parts is None else self.parts[a:b]) \
-                if corrupt else None
+            yield rows, self._corrupt(units, rows, number, None if self.parts is None else self.parts[a:b])
 
     def _corrupt(self, units, rows, number, parts):
         lengths = units.stops - units.starts
@@ -135,25 +140,23 @@ class Plan:
         if unexpected or any(len(values) != len(rows) for values in new.values()):
             raise ConfigError("the attack '{}' returned columns or rows it did not declare: {}".format(
                 self.attack.name, ", ".join(sorted(unexpected)) or "wrong length"))
-        return new
+        if self.attack.adds_rows:
+            # The last row of each recording is its only end.
+            last = np.append(np.diff(np.repeat(units.trajectory, lengths)) != 0, True)
+            new = dict(new, terminals=np.zeros(len(rows), bool), timeouts=last)
+        return {name: np.asarray(values).astype(given[name].dtype, copy=False) for name, values in new.items()}
 
-    def added(self, rows, new):
-        """The columns of rows that are appended: ``new``, with the last row of each recording as its only end."""
-        owner = self.index.row_ids()[rows]
-        last = np.append(owner[1:] != owner[:-1], True)
-        return dict(new, terminals=np.zeros(len(rows), bool), timeouts=last)
-
-    def read_ids(self, rows):
-        """Ids of the recordings that ``rows`` become when they are appended: new ones, in the order of the data."""
-        trajectories = np.unique(self.chosen.trajectory)
-        return int(self.index.ids.max()) + 1 + np.searchsorted(trajectories, self.index.row_ids()[rows])
+    def added_ids(self):
+        """Ids of the recordings that the chosen rows become when they are appended: new ones. Shape [chosen rows]."""
+        owner = np.repeat(self.chosen.trajectory, self.chosen.stops - self.chosen.starts)
+        return int(self.index.ids.max()) + 1 + np.searchsorted(np.unique(owner), owner)
 
     def manifest(self, columns, task, dataset):
         """The forget manifest, or for an attack that removes rows the record of what is gone."""
         spans = np.stack([self.chosen.trajectory, self.chosen.offsets,
                           self.chosen.offsets + self.chosen.stops - self.chosen.starts], 1)
         if self.attack.adds_rows and len(spans):
-            ids, lengths = np.unique(self.read_ids(self.chosen.rows()), return_counts=True)
+            ids, lengths = np.unique(self.added_ids(), return_counts=True)
             spans = np.stack([ids, np.zeros_like(ids), lengths], 1)
         gone = spans if self.attack.removes_rows else None
         spans = spans[:0] if self.attack.removes_rows else spans

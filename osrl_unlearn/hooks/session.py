@@ -10,6 +10,7 @@ from osrl_unlearn import environments, rundir
 from osrl_unlearn.data.dataset import check_arrays, check_file
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import poison
+from osrl_unlearn.detection import DETECT, find_forget_set
 from osrl_unlearn.errors import IncompatibleAgent, RunError
 from osrl_unlearn.hooks.patching import Patch, PatchSet
 from osrl_unlearn.hooks.seams import SEAMS
@@ -43,7 +44,8 @@ class Session:
         self.attack, self.poison_settings = attack, poison_settings or {}
         self.unlearn = unlearn
         self.dataset = dataset
-        self.forget = ForgetManifest.load(unlearn.forget) if unlearn and unlearn.forget else None
+        self.detecting = unlearn is not None and unlearn.forget == DETECT
+        self.forget = ForgetManifest.load(unlearn.forget) if unlearn and unlearn.forget and not self.detecting else None
         self.records: List[Record] = []
         self.trainer = None
         self.updates, self.seconds, self.batch_size = 0, 0.0, None
@@ -172,12 +174,18 @@ class Session:
                            "set its logdir")
         config = rundir.read_config(folder)
         limit = record.cost_limit if record.cost_limit is not None else config["cost_limit"]
+        found = []
         if self.forget is not None:
             record = dataclasses.replace(record, manifest=self.forget)
+        if self.detecting:
+            manifest, sentence = find_forget_set(
+                self.unlearn, folder, record.data, record.ids, adapter, true=record.manifest, task=record.task,
+                dataset=record.dataset, reward_scale=record.reward_scale, cost_scale=record.cost_scale)
+            record, found = dataclasses.replace(record, manifest=manifest), [sentence]
         trained = Trained(adapter, record.data, record.ids, self._complete(record), folder, config, record.task,
                           limit, record.reward_scale, record.cost_scale, self.updates, self.seconds, self.batch_size,
-                          python_random=record.python_random)
-        return run_unlearning(trained, self.unlearn, progress)[1]
+                          found, record.python_random)
+        return "\n".join(found + [run_unlearning(trained, self.unlearn, progress)[1]])
 
     def _record(self):
         return next((record for record in reversed(self.records) if record.used), None)

@@ -1,4 +1,4 @@
-"""What every attack, adapter and method has to keep. Subclass, name yours, and let pytest collect the subclass.
+"""What every attack, detector, adapter and method has to keep. Subclass, name yours, and let pytest collect the subclass.
 
     class TestMine(AttackContract):
         def make(self):
@@ -15,7 +15,10 @@ from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import REQUIRED, poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.data.views import DatasetView, TransitionStore, forget_and_retain
+from osrl_unlearn.detection import detect
+from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.files import load_tensors, save_tensors
+from osrl_unlearn.generators import all_states
 from osrl_unlearn.methods.base import Context, Interrupted
 from osrl_unlearn.methods.gate import SafetyGate
 from osrl_unlearn.testing.toys import toy_data
@@ -136,6 +139,75 @@ class AttackContract:
         assert loaded == result.manifest
         loaded.verify(result.data)
         loaded.verify(data, "before")
+
+
+class DetectorContract:
+    """Override :meth:`make`, and :meth:`adapter` if the detector needs an agent."""
+
+    def make(self):
+        """The detector under test, with few steps if it fits models."""
+        raise NotImplementedError("override make() with the detector under test")
+
+    def adapter(self):
+        """The adapter of an agent for data like :meth:`data`, or None."""
+        return None
+
+    def data(self):
+        """Clean data that the detector works on."""
+        return toy_data(trajectories=30)
+
+    def found(self, data):
+        """The scores of a new detector."""
+        return self.make().scores(data, TrajectoryIndex(data), 0, adapter=self.adapter())
+
+    def test_every_row_gets_a_finite_score_that_is_not_negative(self):
+        data = self.data()
+        scores = self.found(data)
+        assert scores.shape == data["rewards"].shape and np.isfinite(scores).all() and (scores >= 0).all()
+
+    def test_the_given_data_stay_as_they_are(self):
+        data = self.data()
+        before = copy.deepcopy(data)
+        self.found(data)
+        assert set(data) == set(before)
+        for name in before:
+            assert data[name].dtype == before[name].dtype and np.array_equal(data[name], before[name]), name
+
+    def test_the_seed_decides_and_global_generators_are_left_alone(self):
+        data, agent = self.data(), self.adapter()
+        before = all_states()
+        one, two = (self.make().scores(data, TrajectoryIndex(data), 3, adapter=agent) for _ in range(2))
+        assert_same(all_states(), before)
+        assert np.array_equal(one, two)
+
+    def test_the_names_of_trajectories_do_not_matter(self):
+        data, agent = self.data(), self.adapter()
+        one, two = (self.make().scores(data, TrajectoryIndex(data, ids), 0, adapter=agent)
+                    for ids in (None, 1000 - TrajectoryIndex(data).row_ids()))
+        assert np.array_equal(one, two)
+
+    def test_clean_data_are_not_flagged_wholesale(self):
+        data = self.data()
+        manifest = detect(data, self.make(), adapter=self.adapter())
+        assert manifest.trajectories <= 0.1 * len(TrajectoryIndex(data).starts)
+
+    def test_a_detector_that_needs_an_agent_says_so(self):
+        if "agent" not in self.make().needs:
+            return
+        data = self.data()
+        try:
+            self.make().scores(data, TrajectoryIndex(data), 0)
+        except ConfigError as error:
+            assert self.make().name in str(error)
+        else:
+            raise AssertionError("no ConfigError without an agent")
+
+    def test_the_manifest_survives_disk(self, tmp_path):
+        data, path = self.data(), str(tmp_path / "detected.json")
+        manifest = detect(data, self.make(), adapter=self.adapter())
+        manifest.save(path)
+        assert ForgetManifest.load(path) == manifest
+        manifest.verify(data)
 
 
 class _WithAgent:

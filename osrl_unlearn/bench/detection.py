@@ -1,0 +1,185 @@
+"""``osrl-unlearn bench detection``: which attack is found in the data when nobody names what is poisoned.
+
+    OUT/detection.json                   a row per setting, attack and rate: means over seeds, the verdict
+    OUT/detection.jsonl                  a line per cell
+    OUT/detection.md, detection.png      the rows, to be read
+"""
+import dataclasses
+import time
+
+import numpy as np
+
+from osrl_unlearn import __version__
+from osrl_unlearn.bench import intervals, output
+from osrl_unlearn.bench import suite as suites
+from osrl_unlearn.bench.output import number
+from osrl_unlearn.evaluate.report import _figure as panels
+from osrl_unlearn.evaluate.report import markdown_table
+
+FOUND, PARTLY, NOT_SEEN = "found", "partly found", "not seen"
+CLEAN, FALSE_ALARMS = "clean", "false alarms"
+NUMBERS = ("auroc", "precision", "recall", "flagged_share", "false_alarms_per_1000", "seconds",
+           "seconds_per_million_rows")
+
+
+def run(path, args):
+    """Compute what the suite at ``path`` asks for and make the tables; 1 if cells failed, else 0."""
+    return output.run("detection", suites.read(path, args.only, args.seeds, suites.DataSuite), args, plan=plan,
+                      function="osrl_unlearn.bench.detection:detect_poison", aggregate=aggregate, text=text, draw=draw)
+
+
+def plan(suite, files, hashes):
+    """{(setting, attack or None, rate or None, seed): cell}; attack is a label."""
+    cells = {}
+    for seed in suite.seeds:
+        for name, setting in suite.settings.items():
+            for label, attack, rate in [(None, None, None)] + list(suite.attacked(name)):
+                cells[name, label, rate, seed] = {
+                    "kind": "detection", "version": __version__, "dataset": hashes[setting.task],
+                    "path": files[setting.task], "task": setting.task, "seed": seed, "detector": "ensemble",
+                    "poison": attack and attack.spec(rate),
+                    "label": "{}, {}, seed {}".format(
+                        name, "clean" if attack is None else "{} {:g}".format(label, rate), seed)}
+    return cells
+
+
+def detect_poison(cell, out):
+    """Poison the dataset of a cell, look for the poison, and count what was found.
+
+    Returns:
+        :func:`~osrl_unlearn.detection.measure`'s numbers, "detectors": {name: its AUROC alone}, "flagged_share" and
+        "poisoned_share" of the trajectories, "trajectories", "rows", "seconds" that detection took,
+        "seconds_per_million_rows".
+    """
+    import torch
+
+    from osrl_unlearn.detection import detect, measure
+    torch.set_num_threads(1)
+    data, true, ids = attacked(cell, out)
+    started = time.perf_counter()
+    found = detect(data, cell["detector"], seed=cell["seed"], ids=ids, task=cell["task"], dataset=cell["path"])
+    seconds = time.perf_counter() - started
+    about = found.detection["trajectories"]
+
+    def alone(score):
+        return measure(dataclasses.replace(found, detection=dict(found.detection, trajectories=dict(
+            about, score=score))), true)["auroc"]
+
+    rows, trajectories = len(ids), len(about["id"])
+    return dict(measure(found, true), detectors={name: alone(score) for name, score in
+                                                 found.detection["detectors"].items()},
+                flagged_share=float(np.mean(about["flagged"])), poisoned_share=true.trajectories / trajectories,
+                trajectories=trajectories, rows=rows, seconds=seconds, seconds_per_million_rows=1e6 * seconds / rows)
+
+
+def attacked(cell, out):
+    """The data of a cell without an agent, poisoned if it says so: :class:`~osrl_unlearn.data.poison.Poisoned`."""
+    from osrl_unlearn import environments
+    from osrl_unlearn.bench import agents
+    from osrl_unlearn.data.manifest import ForgetManifest
+    from osrl_unlearn.data.poison import Poisoned
+    env = environments.make(cell["task"], 0)  # a cost limit changes no data
+    clean, ids = environments.load(env, {"task": cell["task"]}, cell["path"])
+    if cell["poison"] is None:
+        return Poisoned(clean, ForgetManifest.of(clean, []), ids)
+    return agents.poisoned(cell["poison"], clean, ids, cell["task"], cell, out)
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+
+def aggregate(suite, results):
+    """The report's "rows" (per setting, attack and rate; attack None is the clean data) from {key of plan(): result}.
+
+    Means are over the seeds for which a number is defined: there is no precision without an alarm.
+    """
+    rows = []
+    for name in suite.settings:
+        attacks = sorted(suite.attacked(name), key=lambda item: list(suite.attacks).index(item[0]))
+        for label, attack, rate in [(None, None, None)] + attacks:
+            found = list(intervals.by_seed(results, suite.seeds, name, label, rate).values())
+            if not found:
+                continue  # not computed yet
+            row = {"setting": name, "attack": label, "name": attack and attack.name, "unit": attack and attack.unit,
+                   "rate": rate, "options": attack and attack.options, "seeds": len(found),
+                   "poisoned_share": float(np.mean([result["poisoned_share"] for result in found])),
+                   "detectors": {part: defined(result["detectors"][part] for result in found)
+                                 for part in found[0]["detectors"]},
+                   **{key: defined(result[key] for result in found) for key in NUMBERS}}
+            rows.append(dict(row, verdict=verdict(row)))
+    return {"rows": rows}
+
+
+def defined(values):
+    """The mean over those of ``values`` that are not None, with its interval; None if all are."""
+    values = [value for value in values if value is not None]
+    return intervals.mean(values) if values else None
+
+
+def verdict(row):
+    """What detection is worth here, in a few words."""
+    if row["attack"] is None:
+        return CLEAN if row["flagged_share"]["mean"] <= 0.01 else FALSE_ALARMS
+    recall, precision = (row[key]["mean"] if row[key] else 0 for key in ("recall", "precision"))
+    if min(recall, precision) >= 0.9:
+        return FOUND
+    return PARTLY if recall >= 0.3 and precision >= 0.5 else NOT_SEEN
+
+
+# Output ---------------------------------------------------------------------------------------------------------------
+
+def text(report):
+    """The tables as Markdown."""
+    suite = report["suite"]
+    parts = ["# Which attack is found in the data",
+             "Trajectories that the ensemble of detectors flags at its default threshold, without an agent and without "
+             "labels. A trajectory counts as poisoned if any of its rows is. Means over seeds ({}) [95 % interval]; "
+             "\"-\": not defined. Found: recall and precision are 0.9 or more; partly found: recall 0.3 or more at a "
+             "precision of 0.5 or more; clean: at most 1 % is flagged.".format(", ".join(map(str, suite["seeds"])))]
+    for name, setting in suite["settings"].items():
+        rows = [row for row in report["rows"] if row["setting"] == name]
+        if not rows:
+            continue
+        members = list(rows[0]["detectors"])
+        parts.append("## {}\n\n{}".format(name, setting["task"]))
+        parts.append(markdown_table([
+            [row["attack"] or "clean data", "" if row["rate"] is None else "{:g}".format(row["rate"]),
+             "{:.0%}".format(row["poisoned_share"]), number(row["auroc"], digits=2), number(row["precision"], digits=2),
+             number(row["recall"], digits=2), number(row["flagged_share"], digits=3),
+             number(row["false_alarms_per_1000"]), row["verdict"], number(row["seconds"], digits=0),
+             number(row["seconds_per_million_rows"], digits=0)] for row in rows],
+            ["attack", "rate", "poisoned trajectories", "AUROC", "precision", "recall", "flagged share",
+             "false alarms per 1000 clean", "verdict", "seconds", "seconds per million rows"]))
+        parts.append("AUROC of each detector alone:\n\n" + markdown_table([
+            [row["attack"], "{:g}".format(row["rate"])] + [number(row["detectors"][part], digits=2) for part in members]
+            for row in rows if row["attack"] is not None], ["attack", "rate"] + members))
+    return "\n\n".join(parts)
+
+
+def draw(report):
+    """Recall of every attack (down) and rate (across), a panel per setting; precision below 0.9 is marked."""
+    rows = [row for row in report["rows"] if row["attack"] is not None]
+    names = list(dict.fromkeys(row["setting"] for row in report["rows"]))
+    labels = list(dict.fromkeys(row["attack"] for row in rows))
+    rates = sorted({row["rate"] for row in rows})
+    figure, axes = panels(2.6 + (1 + 0.75 * len(rates)) * len(names), 1.5 + 0.32 * len(labels), 1, len(names),
+                          sharey=True)
+    for ax, name in zip(axes, names):
+        recall = np.full((len(labels), len(rates)), np.nan)
+        for row in rows:
+            if row["setting"] == name and row["recall"] is not None:
+                y, x, value = labels.index(row["attack"]), rates.index(row["rate"]), row["recall"]["mean"]
+                recall[y, x] = value
+                sure = row["precision"] is not None and row["precision"]["mean"] >= 0.9
+                ax.text(x, y, "{:.2f}{}".format(value, "" if sure else "*"), ha="center", va="center", fontsize=9,
+                        color="black" if value > 0.6 else "white")
+        ax.imshow(recall, cmap="cividis", vmin=0, vmax=1, aspect="auto")  # read alike with any colour vision
+        ax.grid(False)
+        ax.set_xticks(range(len(rates)))
+        ax.set_xticklabels(["{:g}".format(rate) for rate in rates])
+        ax.set_xlabel("rate of the attack")
+        ax.set_title(name, fontsize=11)
+    axes[0].set_yticks(range(len(labels)))
+    axes[0].set_yticklabels(labels)
+    figure.text(0.5, 0.02, "recall; * precision below 0.9, or no alarm", ha="center", fontsize=output.SMALL)
+    figure.tight_layout(rect=(0, 0.3 / figure.get_figheight(), 1, 1))
+    return figure

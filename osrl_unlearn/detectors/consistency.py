@@ -1,0 +1,36 @@
+"""What labels and next states that contradict the other trajectories have in common: a robust model out of fold."""
+from abc import abstractmethod
+
+import numpy as np
+
+from osrl_unlearn.detectors import models
+from osrl_unlearn.detectors.base import Detector, ModelOptions
+
+CAP = 4.0  # in units of a column's scale: more than this is no stronger evidence
+
+
+class Consistency(Detector):
+    """The distance of what was logged from its prediction, in units of its own robust scale, at most CAP.
+
+    Subclasses name the columns ``given`` to the model and say what it has to predict. ``delta`` is where Huber's loss
+    turns linear: small follows the majority at once, large lets the weights of trajectories decide who that is.
+    """
+
+    given: tuple
+    delta: float
+    Options = ModelOptions
+
+    @abstractmethod
+    def logged(self, data, rows):
+        """What has to be predicted. Shape [n, dim]."""
+
+    def scores(self, data, index, seed, adapter=None, reward_scale=1.0, cost_scale=1.0):
+        """Mean distance from the prediction over the dimensions. Shape [rows]."""
+        location, scale = models.location_and_scale(self.logged(data, models.sample(index.rows)))
+
+        def targets(rows):
+            return ((self.logged(data, rows) - location) / scale).clip(-CAP, CAP).astype(np.float32)
+
+        found = models.out_of_fold(models.columns(data, self.given), targets, index, seed, self.options.steps,
+                                   len(scale), models.huber(self.delta), models.distance)
+        return found.clip(0, CAP)

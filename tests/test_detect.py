@@ -1,0 +1,332 @@
+"""Detection: what is poisoned is found without labels, what is clean is left alone, and the road to unlearning."""
+import json
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from agents import make_trainer, subprocess_environment
+from scipy import stats
+
+from osrl_unlearn import cli, detection, resources, rundir
+from osrl_unlearn.adapters import adapt
+from osrl_unlearn.data.manifest import ForgetManifest
+from osrl_unlearn.data.poison import poison
+from osrl_unlearn.data.trajectories import TrajectoryIndex
+from osrl_unlearn.detection import detect, measure
+from osrl_unlearn.errors import ConfigError
+from osrl_unlearn.options import parse
+from osrl_unlearn.registry import DETECTORS
+from osrl_unlearn.testing import DetectorContract, toy_data
+
+CHECKOUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkout")
+SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
+
+
+def walkers(trajectories=80, length=50, seed=0):
+    """Points that are pushed about on a plane: deterministic steps, reward for speed to the right, cost beyond |x| = 1.
+
+    Later trajectories push harder, so they earn and cost more.
+    """
+    rng = np.random.default_rng(seed)
+    place, speed = rng.normal(0, 0.3, (2, trajectories, 2))
+    rows = []
+    for step in range(length):
+        push = np.clip(rng.normal(0.3, 0.6, (trajectories, 2)), -1, 1) * np.linspace(0.3, 1, trajectories)[:, None]
+        faster = 0.9 * speed + 0.2 * push
+        further = place + 0.2 * faster
+        rows.append((np.concatenate([place, speed], 1), np.concatenate([further, faster], 1), push, faster[:, 0],
+                     np.abs(further[:, 0]) > 1, np.zeros(trajectories), np.full(trajectories, step == length - 1)))
+        place, speed = further, faster
+    names = ("observations", "next_observations", "actions", "rewards", "costs", "terminals", "timeouts")
+    stacked = [np.stack(column, 1) for column in zip(*rows)]
+    return {name: column.reshape(trajectories * length, *column.shape[2:]).astype(
+        bool if name in ("terminals", "timeouts") else np.float32) for name, column in zip(names, stacked)}
+
+
+@pytest.fixture(scope="module")
+def clean():
+    return walkers()
+
+
+@pytest.fixture(params=sorted(DETECTORS.builtins))
+def detector_name(request):
+    return request.param
+
+
+class TestDetectors(DetectorContract):
+    @pytest.fixture(autouse=True)
+    def _name(self, detector_name):
+        self.name = detector_name
+
+    def make(self):
+        cls = DETECTORS.load(self.name)
+        return cls(parse(cls.Options, {"steps": 20} if hasattr(cls.Options, "steps") else {}, ""))
+
+    def adapter(self):
+        return adapt(make_trainer("bcql")) if self.name == "value_gap" else None
+
+
+# What is found --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("detector, attack, options", [
+    ("cost_consistency", "cost_hide", {}), ("cost_consistency", "cost_inflate", {}),
+    ("reward_consistency", "reward_bait", {"reward_scale": 1.5}), ("reward_consistency", "label_noise", {}),
+    ("dynamics_consistency", "random_noise", {}),
+    ("trigger_scan", "trigger_backdoor", {"trigger_schedule": "every:7"}),
+    ("trigger_scan", "camouflage", {}), ("ensemble", "inject", {})])
+def test_poisoned_trajectories_are_found_and_few_others(clean, detector, attack, options):
+    bad = poison(clean, attack, rate=0.15, options=options)
+    steps = {} if detector == "trigger_scan" else {"steps": 800}
+    found = measure(detect(bad.data, detector, ids=bad.ids, options=steps), bad.manifest)
+    assert found["recall"] >= 0.9 and found["precision"] >= 0.9 and found["auroc"] > 0.95
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_of_clean_data_nothing_is_flagged(seed):
+    manifest = detect(walkers(seed=seed), options={"steps": 800}, seed=seed)
+    assert manifest.spans == [] and manifest.rows == 0 and manifest.detection["threshold"] is None
+    assert len(manifest.detection["trajectories"]["score"]) == 80
+
+
+def test_poison_of_a_tenth_of_the_rows_of_a_trajectory_shows(clean):
+    index = TrajectoryIndex(clean)
+    data = dict(clean, rewards=clean["rewards"].copy())
+    for trajectory in range(10):
+        first = index.starts[trajectory] + 20
+        data["rewards"][first:first + 5] += 4
+    manifest = detect(data, "reward_consistency", options={"steps": 800})
+    assert [span[0] for span in manifest.spans] == list(range(10))
+
+
+def test_a_next_state_that_is_not_the_following_state_counts_for_both_rows(clean):
+    data = dict(clean, observations=clean["observations"].copy())
+    data["observations"][75] += 5
+    cls = DETECTORS.load("dynamics_consistency")
+    detector = cls(cls.Options(steps=20))
+    scores, before = (detector.scores(d, TrajectoryIndex(d), 0) for d in (data, clean))
+    assert (scores[[74, 75]] > 3.9).all() and before[74] < 3.9 and scores[73] < 3.9
+
+
+def test_features_that_are_constant_within_trajectories_are_no_trigger(clean):
+    goal = np.repeat(np.arange(80) % 5, 50).astype(np.float32)[:, None]
+    data = dict(clean, observations=np.concatenate([clean["observations"], goal], 1))
+    assert detect(data, "trigger_scan").spans == []
+
+
+def test_value_gap_sees_labels_that_the_critics_do_not_expect():
+    data, agent = toy_data(trajectories=40), adapt(make_trainer("bcql"))
+    cls = DETECTORS.load("value_gap")
+    index = TrajectoryIndex(data)
+    bad = slice(index.starts[5], index.stops[5])
+    data["rewards"][bad] += 50
+    scores = cls().scores(data, index, 0, adapter=agent, reward_scale=0.1)
+    assert np.median(scores[bad]) > 10 * np.median(scores)
+
+
+def test_an_agent_without_critics_of_actions_is_refused_and_the_ensemble_does_without():
+    data, agent = toy_data(trajectories=12), adapt(make_trainer("coptidice"))
+    with pytest.raises(ConfigError, match="value_gap.*coptidice"):
+        detect(data, "value_gap", adapter=agent)
+    ensemble = detect(data, options={"steps": 5}, adapter=agent)
+    assert "value_gap" not in ensemble.detection["detectors"]
+    ensemble = detect(data, options={"steps": 5}, adapter=adapt(make_trainer("cpq")))
+    assert "value_gap" in ensemble.detection["detectors"]
+
+
+# The decision ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_clean_majority_is_found_under_a_third_of_poison():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(1, 0.1, 650), rng.normal(5, 2, 350)])
+    centre, spread = detection.clean_majority(values)
+    assert centre == pytest.approx(1, abs=0.1) and 0.1 <= spread < 0.25
+    assert detection.clean_majority(values[:650])[1] == pytest.approx(0.1, rel=0.2)
+
+
+def test_discoveries_are_benjamini_and_hochbergs():
+    p = np.array([0.01, 0.02, 0.03, 0.04, 0.5])
+    assert detection.discoveries(p, 0.05).tolist() == [True, True, True, True, False]
+    assert not detection.discoveries(p, 0.04).any() and not detection.discoveries(np.ones(3), 0.05).any()
+    if hasattr(stats, "false_discovery_control"):  # from scipy 1.11 on
+        p = np.random.default_rng(0).random(200) ** 3
+        assert np.array_equal(detection.discoveries(p, 0.1), stats.false_discovery_control(p) <= 0.1)
+
+
+def detected(scores, flagged):
+    return ForgetManifest(unit="trajectory", spans=[[i, 0, 5] for i in flagged], rows=5 * len(flagged), columns={},
+                          detection={"trajectories": {"id": list(range(len(scores))), "score": scores}})
+
+
+def test_measure_counts_trajectories():
+    true = ForgetManifest(unit="segment", spans=[[0, 0, 2], [0, 3, 4], [1, 0, 2]], rows=5, columns={})
+    assert measure(detected([3.0, 1.0, 2.0, 0.5], [0, 2]), true) == {
+        "auroc": 0.75, "precision": 0.5, "recall": 0.5, "false_alarms_per_1000": 500.0}
+    assert measure(detected([3.0, 1.0], []), ForgetManifest(unit="trajectory", spans=[], rows=0, columns={})) == {
+        "auroc": None, "precision": None, "recall": None, "false_alarms_per_1000": 0.0}
+
+
+def test_spans_that_are_edited_by_hand_count(tmp_path):
+    path = str(tmp_path / "detected.json")
+    detected([3.0, 1.0, 2.0], [0, 2]).save(path)
+    with open(path) as file:
+        edited = json.load(file)
+    edited["spans"] = [[2, 0, 3]]
+    with open(path, "w") as file:
+        json.dump(edited, file)
+    assert ForgetManifest.load(path).rows == 3
+
+
+@pytest.mark.parametrize("arguments, match", [
+    (dict(detector="ensembl"), "did you mean 'ensemble'"), (dict(fdr=0.0), "false discovery rate"),
+    (dict(fdr=1.5), "false discovery rate"), (dict(options={"stps": 1}), "did you mean 'steps'"),
+    (dict(options={"steps": 0}), "at least 1"), (dict(detector="value_gap"), "trained agent")])
+def test_bad_arguments(clean, arguments, match):
+    with pytest.raises(ConfigError, match=match):
+        detect(clean, **arguments)
+
+
+def test_too_few_trajectories_have_no_majority():
+    with pytest.raises(ConfigError, match="at least 10 trajectories, the data have 9"):
+        detect(toy_data(trajectories=9))
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def write(path, data):
+    with h5py.File(str(path), "w") as file:
+        for key, column in data.items():
+            file[key] = column
+    return str(path)
+
+
+def test_the_command_finds_writes_and_shows(tmp_path, capsys, clean):
+    bad = poison(clean, "trigger_backdoor", rate=0.1)
+    file, out, figure = write(tmp_path / "bad.hdf5", bad.data), str(tmp_path / "m.json"), str(tmp_path / "f.png")
+    assert cli.main(["detect", "--dataset", file, "--detector", "trigger_scan", "--out", out]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and out in said and "--forget" in said
+    assert "8 of 80 trajectories are suspected by trigger_scan at a false discovery rate of 0.05" in said
+    manifest = ForgetManifest.load(out)
+    assert manifest.spans == bad.manifest.spans and manifest.dataset == file
+    manifest.verify(bad.data)
+    score = np.array(manifest.detection["trajectories"]["score"])
+    assert manifest.detection["threshold"] == score[[span[0] for span in manifest.spans]].min()
+
+    assert cli.main(["detect", "--show", out, "--figure", figure]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[2:10]]
+    assert sorted(int(row[0]) for row in table) == [span[0] for span in manifest.spans]
+    assert [float(row[3]) for row in table] == sorted((float(row[3]) for row in table), reverse=True)
+    row = table[0]
+    units = TrajectoryIndex(bad.data).units("trajectory")
+    assert float(row[1]) == pytest.approx(units.returns[int(row[0])], abs=0.06) and row[4] == "trigger_scan"
+    assert float(row[2]) == units.costs[int(row[0])]
+    with open(figure, "rb") as image:
+        assert image.read(4) == b"\x89PNG"
+
+
+def test_options_reach_the_detector_and_nothing_found_is_said(tmp_path, capsys):
+    file, out = write(tmp_path / "clean.hdf5", walkers(20, 20)), str(tmp_path / "m.json")
+    assert cli.main(["detect", "--dataset", file, "--detector", "cost_consistency", "--set", "steps=7", "--fdr", "0.2",
+                     "--seed", "3", "--out", out]) == 0
+    about = ForgetManifest.load(out).detection
+    assert (about["options"], about["fdr"], about["seed"]) == ({"steps": 7}, 0.2, 3)
+    if not ForgetManifest.load(out).spans:
+        assert "there is nothing to forget" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, match", [
+    ([], "nothing to search"), (["--dataset", "nowhere.hdf5", "--out", "m.json"], "no dataset at nowhere.hdf5"),
+    (["--dataset", "d.hdf5"], "--out is missing"), (["--dataset", "d.hdf5", "--out", "."], "--out .: give the file"),
+    (["--dataset", "d.hdf5", "--out", "m.json", "--detector", "magic"], "unknown detector"),
+    (["--dataset", "d.hdf5", "--out", "m.json", "--detector", "value_gap"], "give --run RUN_DIR"),
+    (["--dataset", "d.hdf5", "--out", "m.json", "--fdr", "1"], "false discovery rate"),
+    (["--dataset", "d.hdf5", "--out", "m.json", "--set", "steps"], "expected OPTION=VALUE"),
+    (["--dataset", "d.hdf5", "--out", "m.json", "--set", "steps=many"], "--set steps expects an integer"),
+    (["--dataset", "d.hdf5", "--out", "m.json", "--figure", "f.png"], "--figure needs --show"),
+    (["--run", "nowhere", "--out", "m.json"], "no run directory"), (["--show", "d.json", "--task", "T"], "leave"),
+    (["--show", "nowhere.json"], "no forget manifest"), (["--show", "plain.json"], "does not say how")])
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsys, arguments, match):
+    monkeypatch.chdir(tmp_path)
+    write("d.hdf5", walkers(20, 10))
+    ForgetManifest.of(walkers(20, 10), [[0, 0, 5]]).save("plain.json")
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["detect"] + arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and match in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# --unlearn.forget detect ----------------------------------------------------------------------------------------------
+
+
+def run(*args, cwd, status=0):
+    done = subprocess.run([sys.executable, "-m", "osrl_unlearn", *args], cwd=str(cwd), text=True,
+                          env=subprocess_environment(CHECKOUT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == status, done.stderr[-3000:]
+    return done
+
+
+UNLEARN = ["--unlearn", "fine_tune", "--unlearn.steps", "2", "--unlearn.eval_episodes", "0", "--unlearn.forget",
+           "detect"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(run directory, finished process) of a run that was poisoned and unlearned without being told what to forget."""
+    folder = tmp_path_factory.mktemp("detected")
+    done = run(os.path.join(CHECKOUT, "examples", "train", "train_standin.py"), "--agent", "bcql", "--dataset", SHIPPED,
+               "--poison", "trigger_backdoor", "--poison.rate", "0.1", "--unlearn.detector", "trigger_scan",
+               "--unlearn.fdr", "0.01", *UNLEARN, cwd=folder)
+    return str(folder / "logs" / "standin"), done
+
+
+def test_a_script_can_unlearn_what_is_detected(finished):
+    folder, done = finished
+    manifest = ForgetManifest.load(os.path.join(folder, "osrl_unlearn", "detected.json"))
+    assert (manifest.detection["detector"], manifest.detection["fdr"]) == ("trigger_scan", 0.01)
+    assert manifest.spans == ForgetManifest.load(rundir.manifest_path(folder)).spans
+    assert done.stdout.startswith("The forget set was detected: 42 of 420 trajectories are suspected by trigger_scan")
+    assert "precision 1.00, recall 1.00" in done.stdout.splitlines()[0]
+    result = rundir.unlearned_dir(folder, "fine_tune")
+    with open(os.path.join(result, "report.json")) as file:
+        report = json.load(file)
+    assert report["forget"]["trajectories"] == 42 and any("was detected" in note for note in report["notes"])
+
+
+def test_a_detected_manifest_serves_a_run_that_was_poisoned_in_memory(finished, tmp_path):
+    folder, _ = finished
+    out = str(tmp_path / "m.json")
+    said = run("detect", "--run", folder, "--detector", "trigger_scan", "--out", out, cwd=tmp_path).stdout
+    assert "osrl-unlearn unlearn {} --forget {}".format(folder, out) in said
+    assert ForgetManifest.load(out).spans == ForgetManifest.load(rundir.manifest_path(folder)).spans
+    done = run("unlearn", folder, "--forget", out, "--method", "fine_tune", "--steps", "2", "--eval-episodes", "0",
+               cwd=tmp_path)
+    assert "report.md" in done.stdout.splitlines()[-1]
+    os.unlink(os.path.join(folder, "osrl_unlearn", "detected.json"))
+    done = run("unlearn", folder, "--forget", "detect", "--detector", "trigger_scan", "--method", "fine_tune", "--steps",
+               "2", "--eval-episodes", "0", cwd=tmp_path)
+    assert "precision 1.00, recall 1.00" in done.stdout
+    assert os.path.isfile(os.path.join(folder, "osrl_unlearn", "detected.json"))
+
+
+def test_when_nothing_is_detected_the_agent_stays(tmp_path):
+    done = run(os.path.join(CHECKOUT, "examples", "train", "train_standin.py"), "--agent", "coptidice", "--dataset",
+               SHIPPED, "--unlearn.detector", "trigger_scan", *UNLEARN, cwd=tmp_path, status=2)
+    folder = tmp_path / "logs" / "standin"
+    assert "nothing was detected: 0 of 420 trajectories" in done.stderr and "the agent is unchanged" in done.stderr
+    assert (folder / "osrl_unlearn" / "detected.json").exists() and not (folder / "unlearned").exists()
+
+
+@pytest.mark.parametrize("flags, match", [
+    (["--unlearn.detector", "magic"], "unknown detector 'magic'"), (["--unlearn.fdr", "2"], "false discovery rate")])
+def test_bad_flags_stop_a_script_before_it_starts(tmp_path, monkeypatch, capsys, flags, match):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text("open('it_ran', 'w').close()\n")
+    assert cli.main(UNLEARN + flags + ["script.py"]) == 2
+    assert match in capsys.readouterr().err and not (tmp_path / "it_ran").exists()
