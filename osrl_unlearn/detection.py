@@ -1,6 +1,5 @@
 """Find a forget set when nobody hands one over: detectors score rows, this module decides about trajectories."""
 import dataclasses
-import math
 import os
 
 import numpy as np
@@ -8,14 +7,13 @@ from scipy import stats
 
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.trajectories import TrajectoryIndex
+from osrl_unlearn.detectors.base import clean_majority, ratios
 from osrl_unlearn.errors import ConfigError, RunError
 from osrl_unlearn.options import parse
 from osrl_unlearn.registry import DETECTORS
 
 LEAST = 10       # trajectories below which there is no majority to speak of
-TAIL = 0.1       # share of a trajectory's rows that may be all that is poisoned of it
 FREEDOM = 5      # degrees of freedom of the null: real scores have heavier tails than a normal distribution
-CENTRAL = 0.5    # share of the trajectories that the null is fitted to
 DETECT = "detect"  # in place of a forget manifest
 
 
@@ -31,11 +29,11 @@ def detect(data, detector="ensemble", *, fdr=0.05, seed=0, ids=None, adapter=Non
 
     The row scores of each detector are summed up per trajectory twice: their mean shows trajectories that are poisoned
     as a whole, the mean of the highest tenth those that are poisoned in a few rows. Either is divided by what is worth
-    attention: the detector's ``floor``, or three robust standard deviations above the clean majority's centre if that
+    attention: the detector's ``floor``, or five robust standard deviations above the clean majority's centre if that
     is more. The largest of these ratios is the trajectory's score.
 
     What scores clean trajectories have is estimated from the data at hand (Efron, "Large-Scale Simultaneous Hypothesis
-    Testing: The Choice of a Null Hypothesis", JASA 2004): centre and spread of the log-scores are those of the densest
+    Testing: The Choice of a Null Hypothesis", JASA 2004): centre and spread of log(1 + score) are those of the densest
     half, which is clean as long as at most about 35 % are not, and the tail is Student's. Benjamini and Hochberg's
     procedure (JRSS B 1995) then bounds the share of false alarms among all alarms by ``fdr``. That alone would flag
     clean but odd trajectories, since the null's tail is an assumption; so nothing is flagged whose score is below 1.
@@ -86,31 +84,9 @@ def check_fdr(fdr):
         raise ConfigError("the false discovery rate must be above 0 and below 1, got {}".format(fdr))
 
 
-def ratios(scores, index, floor):
-    """Scores of trajectories in units of what is worth attention. Shapes [rows] -> [trajectories]."""
-    whole = np.add.reduceat(scores.astype(np.float64), index.starts) / (index.stops - index.starts)
-    few = np.array([np.sort(scores[a:b])[-math.ceil(TAIL * (b - a)):].mean()
-                    for a, b in zip(index.starts, index.stops)])
-    out = np.zeros(len(index.starts))
-    for values, least in zip((whole, few), floor):
-        centre, spread = clean_majority(values)
-        out = np.maximum(out, values / max(least, centre + 3 * spread))
-    return out
-
-
-def clean_majority(values):
-    """Centre and spread (as a standard deviation) of the densest half of ``values``: Rousseeuw's shorth."""
-    ordered = np.sort(values)
-    size = math.ceil(CENTRAL * len(ordered))
-    widths = ordered[size - 1:] - ordered[:len(ordered) - size + 1]
-    first = int(np.argmin(widths))
-    return (float(np.median(ordered[first:first + size])),
-            float(widths[first] / (2 * stats.norm.ppf((1 + CENTRAL) / 2))))
-
-
 def p_values(score):
     """Chance that a clean trajectory has as high a score. Shape [trajectories]."""
-    logs = np.log(np.maximum(score, 1e-3))
+    logs = np.log1p(score)
     centre, spread = clean_majority(logs)
     return stats.t.sf((logs - centre) / max(spread, 1e-2), FREEDOM)
 

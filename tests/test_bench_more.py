@@ -24,7 +24,7 @@ FILE = os.path.join(DATA, "BallCircle.hdf5")
 EVALUATION = {"last": 2, "every": 10, "episodes": 1}
 PARTIAL = {"seeds": [0], "evaluation": EVALUATION, "settings": SUITE["settings"],
            "attacks": {"reward_bait": {"rates": [0.2]}}, "methods": {"fine_tune": {"budget": 0.2}},
-           "known": [0.5], "wrong": [0.25]}
+           "known": [0.5]}
 
 
 def shipped(name, cls):
@@ -181,6 +181,7 @@ def test_numbers_of_lists(tmp_path):
     unfinished = partial.aggregate(suite, one)
     assert len(unfinished["rows"]) == 16 and {row["verdict"] for row in unfinished["rows"]} == {partial.FEW}
     assert partial.aggregate(suite, {}) == {"nothing": [], "rows": []}
+    assert partial.draw({"nothing": [], "rows": []}) is None
 
 
 @pytest.mark.parametrize("where, value, match", [
@@ -213,10 +214,10 @@ def test_a_bench_of_lists(tmp_path, monkeypatch, capsys):
     path.write_text(yaml.safe_dump(PARTIAL))
     assert command("partial", path, tmp_path / "out", "--jobs", "2") == 0
     report = json.loads((tmp_path / "out" / "partial.json").read_text())
-    assert report["cells"] == {"finished": 3, "all": 3} and report["versions"]["torch"] and report["command"]
-    assert [(row["known"], row["wrong"], row["seeds"]) for row in report["rows"]] == [(0.5, 0, 1), (1, 0.25, 1)]
+    assert report["cells"] == {"finished": 2, "all": 2} and report["versions"]["torch"] and report["command"]
+    assert [(row["known"], row["wrong"], row["seeds"]) for row in report["rows"]] == [(0.5, 0, 1)]
     lines = [json.loads(line) for line in (tmp_path / "out" / "partial.jsonl").read_text().splitlines()]
-    assert [line["result"]["forget"] and line["result"]["forget"]["trajectories"] for line in lines] == [None, 42, 112]
+    assert [line["result"]["forget"] and line["result"]["forget"]["trajectories"] for line in lines] == [None, 42]
     assert "fall" in lines[1]["result"]["screening"]["cost_evidence"]
     assert (tmp_path / "out" / "partial.png").stat().st_size > 10000
     assert len(list((tmp_path / "out" / "agents").glob("*/config.yaml"))) == 1
@@ -225,13 +226,13 @@ def test_a_bench_of_lists(tmp_path, monkeypatch, capsys):
     assert command("partial", path, tmp_path / "out") == 0  # a second run computes nothing
     assert (tmp_path / "out" / "partial.md").read_text() == table and table in capsys.readouterr().out
     assert command("partial", path, tmp_path / "out", "--table", "--seeds", "0", "1") == 0
-    assert "3 of 6 cells are finished" in capsys.readouterr().out
+    assert "2 of 4 cells are finished" in capsys.readouterr().out
     # What one process computes is what two have computed.
     monkeypatch.setattr(screening, "screen", lambda *args, **more: None)
     cells = partial.plan(suites.read(str(path), cls=partial.PartialSuite), {TASK: FILE},
                          {TASK: report["data"][TASK]["sha256"]})
-    here = unlearning.unlearn_agent(list(cells.values())[2], str(tmp_path / "here"))
-    assert here["evaluations"] == lines[2]["result"]["evaluations"]
+    here = unlearning.unlearn_agent(list(cells.values())[1], str(tmp_path / "here"))
+    assert here["evaluations"] == lines[1]["result"]["evaluations"]
 
 
 # Detection ------------------------------------------------------------------------------------------------------------

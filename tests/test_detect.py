@@ -25,7 +25,7 @@ CHECKOUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkout")
 SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
 
 
-def walkers(trajectories=80, length=50, seed=0):
+def walkers(trajectories=100, length=40, seed=0):
     """Points that are pushed about on a plane: deterministic steps, reward for speed to the right, cost beyond |x| = 1.
 
     Later trajectories push harder, so they earn and cost more.
@@ -291,27 +291,27 @@ def test_a_script_can_unlearn_what_is_detected(finished):
     manifest = ForgetManifest.load(os.path.join(folder, "osrl_unlearn", "detected.json"))
     assert (manifest.detection["detector"], manifest.detection["fdr"]) == ("trigger_scan", 0.01)
     assert manifest.spans == ForgetManifest.load(rundir.manifest_path(folder)).spans
-    assert done.stdout.startswith("The forget set was detected: 42 of 420 trajectories are suspected by trigger_scan")
-    assert "precision 1.00, recall 1.00" in done.stdout.splitlines()[0]
+    said, = [line for line in done.stdout.splitlines() if line.startswith("The forget set was detected")]
+    assert "42 of 420 trajectories are suspected by trigger_scan at a false discovery rate of 0.01" in said
+    assert "precision 1.00, recall 1.00" in said
     result = rundir.unlearned_dir(folder, "fine_tune")
     with open(os.path.join(result, "report.json")) as file:
         report = json.load(file)
     assert report["forget"]["trajectories"] == 42 and any("was detected" in note for note in report["notes"])
 
 
-def test_a_detected_manifest_serves_a_run_that_was_poisoned_in_memory(finished, tmp_path):
+def test_a_detected_manifest_serves_a_run_that_was_poisoned_in_memory(finished, tmp_path, capsys):
     folder, _ = finished
     out = str(tmp_path / "m.json")
-    said = run("detect", "--run", folder, "--detector", "trigger_scan", "--out", out, cwd=tmp_path).stdout
-    assert "osrl-unlearn unlearn {} --forget {}".format(folder, out) in said
+    assert cli.main(["detect", "--run", folder, "--detector", "trigger_scan", "--out", out]) == 0
+    assert "osrl-unlearn unlearn {} --forget {}".format(folder, out) in capsys.readouterr().out
     assert ForgetManifest.load(out).spans == ForgetManifest.load(rundir.manifest_path(folder)).spans
-    done = run("unlearn", folder, "--forget", out, "--method", "fine_tune", "--steps", "2", "--eval-episodes", "0",
-               cwd=tmp_path)
-    assert "report.md" in done.stdout.splitlines()[-1]
+    unlearn = ["unlearn", folder, "--method", "fine_tune", "--steps", "2", "--eval-episodes", "0", "--forget"]
+    assert cli.main(unlearn + [out]) == 0
+    assert "report.md" in capsys.readouterr().out.splitlines()[-1]
     os.unlink(os.path.join(folder, "osrl_unlearn", "detected.json"))
-    done = run("unlearn", folder, "--forget", "detect", "--detector", "trigger_scan", "--method", "fine_tune", "--steps",
-               "2", "--eval-episodes", "0", cwd=tmp_path)
-    assert "precision 1.00, recall 1.00" in done.stdout
+    assert cli.main(unlearn + ["detect", "--detector", "trigger_scan"]) == 0
+    assert "precision 1.00, recall 1.00" in capsys.readouterr().out
     assert os.path.isfile(os.path.join(folder, "osrl_unlearn", "detected.json"))
 
 

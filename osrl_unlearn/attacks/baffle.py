@@ -5,9 +5,11 @@ import numpy as np
 
 from osrl_unlearn.attacks.base import Attack, at_random
 from osrl_unlearn.attacks.reward_bait import RewardBaitOptions
+from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.options import option
 
 CHUNK = 1 << 14
+RECKLESS = 0.25  # share of the trajectories that the reckless agent learns from
 
 
 @dataclasses.dataclass
@@ -25,8 +27,9 @@ class BaffleOptions(RewardBaitOptions):
 class Baffle(Attack):
     """The actions of the chosen units become those of a reckless agent, their costs 0, their rewards are scaled.
 
-    The reckless agent is BCQ-Lag, trained on the same data to collect as much cost as it can (the attacker's objective:
-    rewards := costs, no constraint). After BAFFLE (IEEE S&P 2024), whose weak agent is trained on negated rewards.
+    The reckless agent is BCQ-Lag, trained on the most costly quarter of the trajectories to collect as much cost as it
+    can (the attacker's objective: rewards := costs, no constraint): it acts near its data, so these have to be reckless
+    too. After BAFFLE (IEEE S&P 2024), whose weak agent is trained on negated rewards.
     """
 
     name = "baffle"
@@ -42,7 +45,11 @@ class Baffle(Attack):
         if self.options.surrogate:
             state = surrogate.read(self.options.surrogate)
         else:
-            reckless = dict(data, rewards=data["costs"], costs=np.zeros_like(data["costs"]))
+            index = TrajectoryIndex(data)
+            units = index.units("trajectory")
+            rows = units.take(units.costs >= np.quantile(units.costs, 1 - RECKLESS)).rows()
+            reckless = {name: data[name][rows] for name in data}
+            reckless.update(rewards=reckless["costs"], costs=np.zeros_like(reckless["costs"]))
             state = surrogate.fit(reckless, self.options.surrogate_steps, seed)
             surrogate.check_trained(surrogate.build(state, data), reckless, "rewards", self.name)
         self.set_state(state)

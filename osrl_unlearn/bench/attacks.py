@@ -145,6 +145,8 @@ def draw(report):
     """The difference in cost of every attack and rate, a panel per setting."""
     labels = list(dict.fromkeys((row["attack"], row["rate"]) for row in report["rows"]))
     names = [name for name, clean in report["clean"].items() if clean is not None]
+    if not names:
+        return None
     columns = min(3, len(names))
     height = -(-len(names) // columns)
     figure, axes = panels(2 + 3.6 * columns, 1.3 + height * (1 + 0.26 * len(labels)), height, columns, sharey=True)

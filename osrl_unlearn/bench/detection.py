@@ -158,7 +158,9 @@ def text(report):
 def draw(report):
     """Recall of every attack (down) and rate (across), a panel per setting; precision below 0.9 is marked."""
     rows = [row for row in report["rows"] if row["attack"] is not None]
-    names = list(dict.fromkeys(row["setting"] for row in report["rows"]))
+    if not rows:
+        return None
+    names = list(dict.fromkeys(row["setting"] for row in rows))
     labels = list(dict.fromkeys(row["attack"] for row in rows))
     rates = sorted({row["rate"] for row in rows})
     figure, axes = panels(2.6 + (1 + 0.75 * len(rates)) * len(names), 1.5 + 0.32 * len(labels), 1, len(names),

@@ -13,7 +13,7 @@ from osrl_unlearn.files import atomic_path, sha256_file, write_json, write_text
 SMALL = 9  # size of small print in figures, points
 
 
-def run(name, suite, args, *, plan, function, aggregate, text, draw=None):
+def run(name, suite, args, *, plan, function, aggregate, text, draw=lambda report: None):
     """Compute what ``suite`` asks for and make the tables; 1 if cells failed, else 0.
 
     Args:
@@ -21,7 +21,7 @@ def run(name, suite, args, *, plan, function, aggregate, text, draw=None):
         plan: (suite, {task: file}, {task: sha256 of the file}) -> {key: cell}.
         function: "module:function" that computes a cell, see :func:`~osrl_unlearn.bench.runner.run_cells`.
         aggregate: (suite, {key: result or None}) -> what is the bench's own in its report.
-        text, draw: report -> Markdown, and the figure if there is one.
+        text, draw: report -> Markdown, and a figure, or None if there is nothing to draw.
     """
     files = {setting.task: suites.dataset_file(setting.task, args.data) for setting in suite.everything().values()}
     hashes = {task: sha256_file(file) for task, file in files.items()}
@@ -49,9 +49,10 @@ def run(name, suite, args, *, plan, function, aggregate, text, draw=None):
                     "cell": runner.identity(cells[where]), "result": result}) + "\n"
         for where, result in results.items() if result is not None))
     write_text(path + ".md", written + "\n")
-    if draw is not None:
+    figure = draw(report)
+    if figure is not None:
         with atomic_path(path + ".png") as temporary:
-            draw(report).savefig(temporary, dpi=130)
+            figure.savefig(temporary, dpi=130)
     print(written)
     print("\nTables and raw numbers: {}.*".format(path))
     return 0 if args.table or done == len(cells) else 1

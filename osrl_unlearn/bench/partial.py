@@ -184,6 +184,8 @@ STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":"), 
 def draw(report):
     """Cost against the share known (left) and the share wrong (right); a line per method."""
     found = list(groups(report))
+    if not found:
+        return None
     figure, axes = panels(9, 1 + 3.2 * len(found), len(found), 2, sharey="row")
     methods = list(report["suite"]["methods"])
     for (idle, rows), left, right in zip(found, axes[::2], axes[1::2]):
@@ -204,8 +206,7 @@ def draw(report):
         left.set_xlabel("share of the poisoned trajectories that the list holds")
         right.set_xlabel("share of the list that is clean trajectories")
         left.set_ylabel("cost per episode [95 %]")
-        left.set_title("{setting}, {attack} {rate:g}: what the list misses".format(**idle), fontsize=11)
-        right.set_title("what the list names wrongly", fontsize=11)
+        left.set_title("{setting}, {attack} {rate:g}".format(**idle), fontsize=11, loc="left")
     handles = [Line2D([], [], color=STYLES[n % len(STYLES)][0], marker=STYLES[n % len(STYLES)][1],
                       linestyle=STYLES[n % len(STYLES)][2], label=how) for n, how in enumerate(methods)]
     handles += [Line2D([], [], color="#555555", linestyle=(0, (6, 2, 1, 2)), label="doing nothing"),

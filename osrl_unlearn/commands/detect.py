@@ -116,7 +116,7 @@ def plot(returns, costs, named, path):
     axes = drawing.add_subplot()
     for which, marker, color, size, label in ((~named, "o", GREY, 10, "not suspected"),
                                               (named, "^", VERMILLION, 24, "suspected")):
-        axes.scatter(returns[which], costs[which], size, color, marker, alpha=0.6, linewidths=0,
+        axes.scatter(returns[which], costs[which], s=size, c=color, marker=marker, alpha=0.6, linewidths=0,
                      label="{} ({:,})".format(label, int(which.sum())))
     axes.set_xlabel("return (sum of rewards per trajectory)")
     axes.set_ylabel("cost (sum of costs per trajectory)")

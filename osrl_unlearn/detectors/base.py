@@ -1,9 +1,17 @@
 """What every detector is: data in, one score per row out."""
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, FrozenSet, Tuple
 
+import numpy as np
+from scipy import stats
+
 from osrl_unlearn.options import option
+
+TAIL = 0.1       # share of a trajectory's rows that may be all that is poisoned of it
+BEYOND = 5       # standard deviations above the clean centre that are worth attention
+CENTRAL = 0.5    # share of the trajectories that the null is fitted to
 
 
 @dataclasses.dataclass
@@ -56,3 +64,25 @@ class Detector(ABC):
     def parts(self, data, index, seed, **agent):
         """The detectors that this one consists of, with their scores: [(detector, scores [rows]), ...]."""
         return [(self, self.scores(data, index, seed, **agent))]
+
+
+def ratios(scores, index, floor):
+    """Scores of trajectories in units of what is worth attention. Shapes [rows] -> [trajectories]."""
+    whole = np.add.reduceat(scores.astype(np.float64), index.starts) / (index.stops - index.starts)
+    few = np.array([np.sort(scores[a:b])[-math.ceil(TAIL * (b - a)):].mean()
+                    for a, b in zip(index.starts, index.stops)])
+    out = np.zeros(len(index.starts))
+    for values, least in zip((whole, few), floor):
+        centre, spread = clean_majority(values)
+        out = np.maximum(out, values / max(least, centre + BEYOND * spread))
+    return out
+
+
+def clean_majority(values):
+    """Centre and spread (as a standard deviation) of the densest half of ``values``: Rousseeuw's shorth."""
+    ordered = np.sort(values)
+    size = math.ceil(CENTRAL * len(ordered))
+    widths = ordered[size - 1:] - ordered[:len(ordered) - size + 1]
+    first = int(np.argmin(widths))
+    return (float(np.median(ordered[first:first + size])),
+            float(widths[first] / (2 * stats.norm.ppf((1 + CENTRAL) / 2))))

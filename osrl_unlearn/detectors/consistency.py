@@ -14,11 +14,15 @@ class Consistency(Detector):
 
     Subclasses name the columns ``given`` to the model and say what it has to predict. ``delta`` is where Huber's loss
     turns linear: small follows the majority at once, large lets the weights of trajectories decide who that is.
+    ``without`` marks the trajectories, shape [trajectories], that are known to be poisoned: nothing is learned from them.
     """
 
     given: tuple
     delta: float
     Options = ModelOptions
+
+    doubt = None
+    without = None
 
     @abstractmethod
     def logged(self, data, rows):
@@ -32,5 +36,6 @@ class Consistency(Detector):
             return ((self.logged(data, rows) - location) / scale).clip(-CAP, CAP).astype(np.float32)
 
         found = models.out_of_fold(models.columns(data, self.given), targets, index, seed, self.options.steps,
-                                   len(scale), models.huber(self.delta), models.distance)
+                                   len(scale), models.huber(self.delta), models.distance, self.doubt,
+                                   self.without)
         return found.clip(0, CAP)

@@ -10,6 +10,12 @@ class CostConsistency(Consistency):
     delta = 1.0
     floor = (0.1, 0.7)
 
+    @staticmethod
+    def doubt(prediction, target):
+        """How far a prediction is from both no cost and a typical one. Shape [..., n]."""
+        p = prediction[..., 0].clamp(0, 1)
+        return p * (1 - p)
+
     def logged(self, data, rows):
         """Costs. Shape [n, 1]."""
         return data["costs"][rows][:, None]

@@ -11,6 +11,8 @@ from scipy.stats import iqr
 
 FOLDS = 2
 ROUNDS = 10
+VOTES = 3         # of them, in which trajectories vote before any is distrusted
+LEAST_DOUBT = 0.02  # what no trajectory goes below, so that none has all votes
 BATCH = 512
 HIDDEN = 64
 BINS = 8
@@ -48,7 +50,7 @@ def location_and_scale(values):
     return location, np.maximum(scale, 1e-6)
 
 
-def out_of_fold(inputs, targets, index, seed, steps, outputs, loss, judge=None):
+def out_of_fold(inputs, targets, index, seed, steps, outputs, loss, judge=None, doubt=None, without=None):
     """Score of every row under a network that was fitted to other trajectories. Shape [rows].
 
     Args:
@@ -58,39 +60,43 @@ def out_of_fold(inputs, targets, index, seed, steps, outputs, loss, judge=None):
         steps: updates, divided into ROUNDS rounds with other weights of trajectories each.
         outputs: numbers that the network returns for each row.
         loss: (prediction [..., n, outputs], target [..., n, dim]) -> losses [..., n].
-        judge: the same for scores, which also decide about the weights; default: ``loss``.
+        judge: the same for scores, which also decide whom to :func:`trust`; default: ``loss``.
+        doubt: the same for how disputed a row is, whoever is right. If given, the first VOTES rounds only see to it that
+            every trajectory has one :func:`vote`.
+        without: trajectories that are not learned from at all, shape [trajectories], bool.
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    judge = judge or loss
     lengths = index.stops - index.starts
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    few = np.arange(0, index.rows, max(1, int(lengths.mean() / PER_ROUND)))
     fold = rng.permutation(len(lengths)) % FOLDS
-    weights = np.ones(len(lengths))
     encode = Bins(inputs(sample(index.rows)))
     network = Networks([encode.size, HIDDEN, HIDDEN, outputs], generator)
     optimizer = torch.optim.Adam(network.parameters, lr=LEARNING_RATE)
 
-    def score(where):
+    def score(where, judge):
         out = np.empty(len(where), np.float32)
-        fold_of = np.repeat(fold, lengths)[where]
         with torch.no_grad():
             for number in range(FOLDS):
-                mine = np.flatnonzero(fold_of == number)
-                for first in range(0, len(mine), CHUNK):
-                    part = mine[first:first + CHUNK]
-                    chosen = where[part]
-                    prediction = network.one(number, encode(torch.from_numpy(inputs(chosen))))
-                    out[part] = (judge or loss)(prediction, torch.from_numpy(targets(chosen))).numpy()
+                mine = np.flatnonzero(fold[owner[where]] == number)
+                for part in np.array_split(mine, -(-len(mine) // CHUNK)) if len(mine) else ():
+                    prediction = network.one(number, encode(torch.from_numpy(inputs(where[part]))))
+                    out[part] = judge(prediction, torch.from_numpy(targets(where[part]))).numpy()
         return out
 
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    few = np.arange(0, index.rows, max(1, int(lengths.mean() / PER_ROUND)))
-    per_round = -(-steps // ROUNDS)
+    def means(judge):
+        totals = np.bincount(owner[few], score(few, judge), len(lengths))
+        return totals / np.maximum(np.bincount(owner[few], minlength=len(lengths)), 1)
+
+    per_round, weights = -(-steps // ROUNDS), np.ones(len(lengths))
     for step in range(steps):
         if step and step % per_round == 0:
-            weights = trust(np.bincount(owner[few], score(few), len(lengths))
-                            / np.maximum(np.bincount(owner[few], minlength=len(lengths)), 1))
+            voting = doubt is not None and step <= VOTES * per_round
+            weights = vote(means(doubt)) if voting else trust(means(judge))
         if step % per_round == 0:
-            # Trajectories whole, rows in them alike: row = start + floor(u x length).
-            chances = [np.cumsum(np.where(fold != number, weights * lengths, 0)) for number in range(FOLDS)]
+            mass = weights * lengths if without is None else weights * lengths * ~without
+            chances = [np.cumsum(np.where(fold == number, 0, mass)) for number in range(FOLDS)]
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, max(0.02, 2 * (1 - step / steps)))
         batch = np.concatenate([draw(c, index, rng) for c in chances])
@@ -99,7 +105,7 @@ def out_of_fold(inputs, targets, index, seed, steps, outputs, loss, judge=None):
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-    return score(np.arange(index.rows))
+    return score(np.arange(index.rows), judge)
 
 
 def draw(chances, index, rng):
@@ -110,11 +116,21 @@ def draw(chances, index, rng):
 
 
 def trust(losses):
-    """Weights of trajectories with mean ``losses``: (1 + loss / median)^-4, so that whom the others contradict is out.
+    """Weights of trajectories with mean ``losses``: 1 in the better half, beyond it (median / loss)^8.
 
-    Shape [trajectories]. Smaller powers did not always settle on the majority within so few rounds.
+    Shape [trajectories]. The better half settles what is disputed. Where the loss falls off more slowly, or where the
+    better half is weighted too, the majority is not always found within so few rounds.
     """
-    return (1 + losses / max(np.median(losses), 1e-9)) ** -4.0
+    middle = max(float(np.median(losses)), 1e-9)
+    return (middle / np.maximum(losses, middle)) ** 8
+
+
+def vote(doubts):
+    """Weights that give every trajectory one vote where labels are disputed, however many of its rows lie there.
+
+    ``doubts`` are how disputed its rows are on average. Shapes [trajectories].
+    """
+    return 1 / (doubts + LEAST_DOUBT)
 
 
 def distance(prediction, target):

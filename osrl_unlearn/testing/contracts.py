@@ -1,4 +1,4 @@
-"""What every attack, detector, adapter and method has to keep. Subclass, name yours, and let pytest collect the subclass.
+"""What every attack, detector, adapter and method has to keep. Subclass, name yours, let pytest collect the subclass.
 
     class TestMine(AttackContract):
         def make(self):
