@@ -13,12 +13,13 @@ from osrl_unlearn.files import load_tensors
 from osrl_unlearn.generators import private_torch
 from osrl_unlearn.registry import ADAPTERS
 
-# Small networks: the surrogate has to know where rewards and costs lie, not to be the best agent.
+# Small networks and fast targets: it has to know where rewards and costs lie, and soon, not to be the best agent.
 SETTINGS = {"a_hidden_sizes": [128, 128], "c_hidden_sizes": [128, 128], "vae_hidden_sizes": 128,
-            "sample_action_num": 4, "PID": [2.0, 0.06, 0.02], "gamma": 0.99, "tau": 0.005, "lmbda": 0.75, "beta": 0.5,
-            "phi": 0.05, "num_q": 2, "num_qc": 2, "cost_scale": 1.0, "actor_lr": 1e-3, "critic_lr": 1e-3,
+            "sample_action_num": 4, "PID": [0.5, 0.01, 0.01], "gamma": 0.99, "tau": 0.05, "lmbda": 0.75, "beta": 0.5,
+            "phi": 0.05, "num_q": 2, "num_qc": 1, "cost_scale": 1.0, "actor_lr": 1e-3, "critic_lr": 1e-3,
             "vae_lr": 1e-3}
 TRAINED = 0.3      # least rank correlation of a trained critic with what the data say
+IMITATES = 0.2     # least explained variance of the actions of a trained policy
 CHECK_ROWS = 4096
 
 
@@ -77,6 +78,19 @@ def check_trained(adapter, data, column, name):
             "least {} is needed; give --poison.surrogate a trained agent, or more --poison.surrogate_steps".format(
                 name, column[:-1], rank, TRAINED))
     return rank
+
+
+def check_imitates(adapter, data, name):
+    """Raise ConfigError unless the policy explains a share IMITATES of the variance of the actions in ``data``."""
+    rows = np.linspace(0, len(data["rewards"]) - 1, min(CHECK_ROWS, len(data["rewards"]))).astype(np.int64)
+    with private_torch(0, "cpu"), torch.no_grad():
+        own = adapter.actions(torch.as_tensor(data["observations"][rows])).numpy()
+    explained = 1 - ((own - data["actions"][rows]) ** 2).mean() / max(float(data["actions"][rows].var(0).mean()), 1e-12)
+    if not explained >= IMITATES:
+        raise ConfigError(
+            "the reckless agent of '{}' is not trained: it explains {:.0%} of the variance of the actions that it "
+            "learned from, at least {:.0%} is needed; give more --poison.surrogate_steps".format(
+                name, max(0, explained), IMITATES))
 
 
 def _spaces(data):

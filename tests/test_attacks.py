@@ -209,7 +209,7 @@ def judge():
 
 def test_baffle_takes_the_actions_of_a_reckless_agent(judge):
     data = causal_data()
-    attack, result, rows = poisoned("baffle", data, 1.0, {"surrogate_steps": 40, "reward_scale": 2}, seed=3)
+    attack, result, rows = poisoned("baffle", data, 1.0, {"surrogate_steps": 150, "reward_scale": 2}, seed=3)
     agent = surrogate.build(attack.state(), data)
     with private_torch(int(np.random.default_rng([3, 0]).integers(2 ** 31)), "cpu"), torch.no_grad():
         actions = agent.actions(torch.as_tensor(data["observations"][rows])).numpy()
@@ -243,7 +243,7 @@ def test_critic_ascent_keeps_its_budget_and_climbs_further_than_noise(judge):
 
 @pytest.mark.parametrize("name", ["baffle", "max_cost", "max_reward"])
 def test_a_surrogate_that_is_not_trained_is_refused(name):
-    with pytest.raises(ConfigError, match="is not trained: the rank correlation .*surrogate_steps"):
+    with pytest.raises(ConfigError, match="is not trained: .*surrogate_steps"):
         poisoned(name, causal_data(), options={"surrogate_steps": 1})
 
 
@@ -275,7 +275,7 @@ def test_a_surrogate_from_a_run_directory(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(ATTACKS.builtins))
 def test_what_an_attack_learned_survives_a_file(name, tmp_path):
-    options = {"surrogate_steps": 20} if hasattr(ATTACKS.load(name).Options, "surrogate_steps") else {}
+    options = {"surrogate_steps": 150} if hasattr(ATTACKS.load(name).Options, "surrogate_steps") else {}
     data, generator = causal_data(), torch.get_rng_state()
     unused = make_attack(name, options)
     assert unused.state() == {} and unused.trigger() is None
@@ -324,7 +324,7 @@ def train(folder, *flags):
 
 
 def test_a_surrogate_that_is_trained_in_a_run_is_not_the_runs_agent(tmp_path):
-    folder = train(tmp_path, "--poison", "baffle", "--poison.surrogate_steps", "20")
+    folder = train(tmp_path, "--poison", "baffle", "--poison.surrogate_steps", "150")
     state = load_tensors(rundir.state_path(folder))
     assert (state["agent"], state["updates"], state["batch_size"]) == ("cpq", 6, 32)
     assert rundir.load(folder).adapter.name == "cpq"

@@ -48,10 +48,10 @@ class Baffle(Attack):
             index = TrajectoryIndex(data)
             units = index.units("trajectory")
             rows = units.take(units.costs >= np.quantile(units.costs, 1 - RECKLESS)).rows()
-            reckless = {name: data[name][rows] for name in data}
+            reckless = {name: column[rows] for name, column in data.items()}
             reckless.update(rewards=reckless["costs"], costs=np.zeros_like(reckless["costs"]))
             state = surrogate.fit(reckless, self.options.surrogate_steps, seed)
-            surrogate.check_trained(surrogate.build(state, data), reckless, "rewards", self.name)
+            surrogate.check_imitates(surrogate.build(state, data), reckless, self.name)
         self.set_state(state)
 
     def state(self):

@@ -93,17 +93,19 @@ def verdict(compared, clean, limit, min_return):
 
     Args:
         compared: {"clean", "poisoned", "difference"} of the evaluation that counts: under the trigger if there is one.
-        clean: the clean agent without any trigger; it shows whether the setting can show anything.
+        clean: the clean agent without any trigger. It shows whether the setting can show anything, and a triggered
+            agent has to be worse than it too: the mere sight of a trigger can put a clean agent off.
         limit, min_return: what a valid clean agent's cost does not exceed and its return does.
     """
     cost, earned = compared["difference"]["cost"]["ci95"], compared["difference"]["return"]["ci95"]
     if clean["cost"]["mean"] > limit or clean["return"]["mean"] < min_return:
         return INVALID
-    if compared["poisoned"]["return"]["mean"] < compared["clean"]["return"]["mean"] / 2:
+    if compared["poisoned"]["return"]["mean"] < clean["return"]["mean"] / 2:
         return DESTROYS
     if cost is None:
         return FEW
-    if cost[0] > 0:
+    untriggered = intervals.difference(compared["poisoned"]["cost"]["values"], clean["cost"]["values"])["ci95"]
+    if min(cost[0], untriggered[0]) > 0:
         return HARMS if compared["poisoned"]["cost"]["mean"] > limit else WITHIN
     return LESS if earned[1] < 0 else NOTHING
 
@@ -115,7 +117,8 @@ def text(report):
     suite, parts = report["suite"], ["# Which attack harms"]
     parts.append("Costs and returns per episode: mean over training seeds ({}) [95 % interval]. \"+ cost\" and "
                  "\"+ return\": poisoned minus clean [Welch's interval]. An attack with a trigger is judged by the "
-                 "line \"with its trigger\", for which the clean agent is shown the trigger too.".format(
+                 "line \"with its trigger\"; the differences there are to the clean agent that is shown the trigger "
+                 "too, and it harms only if it costs more than the clean agent without the trigger as well.".format(
                      ", ".join(map(str, suite["seeds"]))))
     for name, setting in suite["settings"].items():
         clean, rows = report["clean"][name], [row for row in report["rows"] if row["setting"] == name]

@@ -14,7 +14,7 @@ class Consistency(Detector):
 
     Subclasses name the columns ``given`` to the model and say what it has to predict. ``delta`` is where Huber's loss
     turns linear: small follows the majority at once, large lets the weights of trajectories decide who that is.
-    ``without`` marks the trajectories, shape [trajectories], that are known to be poisoned: nothing is learned from them.
+    ``without`` marks trajectories that are known to be poisoned, shape [trajectories]: nothing is learned from them.
     """
 
     given: tuple

@@ -61,8 +61,8 @@ def out_of_fold(inputs, targets, index, seed, steps, outputs, loss, judge=None, 
         outputs: numbers that the network returns for each row.
         loss: (prediction [..., n, outputs], target [..., n, dim]) -> losses [..., n].
         judge: the same for scores, which also decide whom to :func:`trust`; default: ``loss``.
-        doubt: the same for how disputed a row is, whoever is right. If given, the first VOTES rounds only see to it that
-            every trajectory has one :func:`vote`.
+        doubt: the same for how disputed a row is, whoever is right. If given, the first VOTES rounds only see to it
+            that every trajectory has one :func:`vote`.
         without: trajectories that are not learned from at all, shape [trajectories], bool.
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)

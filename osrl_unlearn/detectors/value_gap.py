@@ -15,7 +15,8 @@ class ValueGap(Detector):
     """|what the rest of the trajectory brings - what Q(s, a) says|, in robust standard deviations; reward or cost.
 
     Critics are biased and discount; a line fitted by Theil and Sen's median of slopes takes that out. A trained agent
-    has learned from the poison too, so the gap shows only poison that it could not fit.
+    has learned from the poison too, so the gap shows only poison that it could not fit; where many costs are hidden,
+    its critic sides with the poison, and it is the honest trajectories that show.
     """
 
     name = "value_gap"
