@@ -248,6 +248,13 @@ def test_a_second_run_computes_nothing(finished, monkeypatch, capsys):
     assert "5 of 10 cells are finished" in capsys.readouterr().out
 
 
+def test_raw_results_from_elsewhere_are_not_computed_again(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_compute", None)
+    (tmp_path / "attacks.jsonl").write_text((finished[1] / "attacks.jsonl").read_text())
+    assert command(finished[0], tmp_path) == 0
+    assert raw(tmp_path) == raw(finished[1])
+
+
 def test_its_agents_are_run_directories(finished):
     from osrl_unlearn import rundir
     manifests = list((finished[1] / "agents").glob("*/osrl_unlearn/forget.json"))

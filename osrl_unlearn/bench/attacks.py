@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from osrl_unlearn.bench import agents, intervals, output
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.output import number
-from osrl_unlearn.evaluate.report import _figure as panels
+from osrl_unlearn.evaluate.report import panels
 from osrl_unlearn.evaluate.report import markdown_table
 
 INVALID, DESTROYS, HARMS = "agent not valid when clean", "destroys the agent", "harms"

@@ -26,6 +26,8 @@ def run(name, suite, args, *, plan, function, aggregate, text, draw=lambda repor
     files = {setting.task: suites.dataset_file(setting.task, args.data) for setting in suite.everything().values()}
     hashes = {task: sha256_file(file) for task, file in files.items()}
     cells = plan(suite, files, hashes)
+    path = os.path.join(os.path.abspath(args.out), name)
+    runner.restore(path + ".jsonl", args.out)
     if args.table:
         results = [runner.finished(cell, args.out) for cell in cells.values()]
     else:
@@ -42,7 +44,6 @@ def run(name, suite, args, *, plan, function, aggregate, text, draw=lambda repor
     written = text(report)
     if done < len(cells):
         written += "\n\n{} of {} cells are finished.".format(done, len(cells))
-    path = os.path.join(os.path.abspath(args.out), name)
     write_json(path + ".json", report)
     write_text(path + ".jsonl", "".join(
         json.dumps({"label": cells[where]["label"], "key": runner.key(cells[where]),

@@ -46,6 +46,16 @@ def finished(cell, out):
         return None
 
 
+def restore(lines, out):
+    """Take the finished results of a bench from its NAME.jsonl, if that is there: raw results travel as one file."""
+    if not os.path.isfile(lines):
+        return
+    with open(lines, encoding="utf-8") as file:
+        for line in map(json.loads, file):
+            if not os.path.exists(_path(line["cell"], out)):
+                write_json(_path(line["cell"], out), {"cell": line["cell"], "result": line["result"]})
+
+
 def _path(cell, out):
     return os.path.join(out, "results", key(cell) + ".json")
 

@@ -457,7 +457,7 @@ def _run(report):
 # Figures --------------------------------------------------------------------------------------------------------------
 # Figure and its canvas, never pyplot: the user's backend, settings and open figures stay as they are.
 
-def _figure(width, height, rows=1, columns=1, **options):
+def panels(width, height, rows=1, columns=1, **options):
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, **options).ravel()
@@ -473,7 +473,7 @@ def _draw_cost_reward(report):
     if not _evaluated(report):
         return None
     agents = [(name, result) for name, result, _, _ in _agents(report)]
-    figure, axes = _figure(8, 1.7 + 0.42 * len(agents), 1, 2, sharey=True)
+    figure, axes = panels(8, 1.7 + 0.42 * len(agents), 1, 2, sharey=True)
     for ax, key in zip(axes, ("cost", "reward")):
         for y, (name, result) in enumerate(agents):
             color, (low, high) = COLORS.get(name, GREY), result[key]["ci95"]
@@ -543,7 +543,7 @@ def _finish(figure, axes, trace):
 
 
 def _draw_values(report, trace):
-    figure, axes = _figure(9, 4, 1, 2)
+    figure, axes = panels(9, 4, 1, 2)
     drawn = False
     for ax, key, title in zip(axes, ("reward_value", "cost_value"), ("Reward critic", "Cost critic")):
         for subset, color, marker, dashes in (("forget", VERMILLION, "o", "-"), ("retain", BLUE, "s", "--")):
@@ -555,7 +555,7 @@ def _draw_values(report, trace):
 
 
 def _draw_distance(report, trace):
-    figure, axes = _figure(6, 4)
+    figure, axes = panels(6, 4)
     before = report["critics"].get("action_distance", {}).get("forget", {}).get("before")
     if not _line(axes[0], trace, "action_distance/forget", before, color=BLUE, marker="o", label="policy's actions"):
         return None
@@ -570,7 +570,7 @@ def _draw_multiplier(report, trace):
     keys = [key for key in ("multiplier", "gate_cost") if any(key in e for e in trace)]
     if not keys:
         return None
-    figure, axes = _figure(9 if len(keys) == 2 else 6, 4, 1, len(keys))
+    figure, axes = panels(9 if len(keys) == 2 else 6, 4, 1, len(keys))
     for ax, key in zip(axes, keys):
         if key == "multiplier":
             _line(ax, trace, key, color=PURPLE, marker="D", label="multiplier")
