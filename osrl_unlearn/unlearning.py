@@ -6,10 +6,11 @@ from typing import Any, Dict, List, Optional
 
 from osrl_unlearn import rundir
 from osrl_unlearn.data.manifest import ForgetManifest, versions
+from osrl_unlearn.data.trigger import Trigger
 from osrl_unlearn.detection import check_fdr, make_detector
 from osrl_unlearn.engine import budget_steps, make_method, prepare
 from osrl_unlearn.errors import RunError
-from osrl_unlearn.evaluate.report import terminal_summary, write_report
+from osrl_unlearn.evaluate.report import TRIGGERED, terminal_summary, write_report
 from osrl_unlearn.evaluate.rollouts import evaluate, normalization, scores
 from osrl_unlearn.files import load_tensors, save_tensors, sha256_state
 from osrl_unlearn.methods.base import Interrupted
@@ -57,6 +58,7 @@ class Trained:
     batch_size: int
     notes: List[str] = dataclasses.field(default_factory=list)
     python_random: Any = None
+    trigger: Optional[Trigger] = None  # of an attack that is not on record in the manifest
 
 
 def run_unlearning(trained, config, progress=True, reference=None, more_agents=None, known=None):
@@ -96,13 +98,20 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     resume = _resumable(folder, about, model_before)
     constants = normalization(adapter.trainer.env, trained.cost_limit)
 
-    def score(agent, label):
+    def score(agent, label, trigger=None):
         if not config.eval_episodes:
             return None
-        return scores(evaluate(agent, config.eval_episodes, config.seed, progress, label), constants)
+        return scores(evaluate(agent, config.eval_episodes, config.seed, progress, label, trigger), constants)
 
-    known = known or {}
+    known, more_agents = known or {}, dict(more_agents or {})
     poisoned = known.get("poisoned") or score(adapter, "evaluate before")
+    # What a backdoor does shows under its trigger only.
+    facts = (trained.manifest.attack or {}).get("facts", {})
+    trigger = Trigger(**facts["trigger"]) if "trigger" in facts else trained.trigger
+    if not config.eval_episodes:
+        trigger = None
+    if trigger is not None:
+        more_agents[TRIGGERED.format("poisoned")] = score(adapter, "evaluate before, trigger", trigger)
     try:
         outcome = prepared.run(resume)
     except Interrupted as interrupted:
@@ -124,6 +133,8 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     report["reference"] = None
     if reference is not None:
         report["reference"] = known.get("retrained") or score(reference, "evaluate reference")
+    if trigger is not None:
+        more_agents[TRIGGERED.format("unlearned")] = score(adapter, "evaluate after, trigger", trigger)
     if more_agents:
         report["more_agents"] = more_agents
     write_report(folder, report, outcome.trace)

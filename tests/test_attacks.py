@@ -1,4 +1,5 @@
 """What each attack does in particular; what all of them have to keep is in the contract tests."""
+import json
 import os
 import random
 import subprocess
@@ -345,3 +346,13 @@ def test_a_run_with_a_surrogate_is_unlearned_from_its_directory_with_the_attack_
     save_tensors(rundir.attack_path(folder), dict(learned, spread=[2 * value for value in learned["spread"]]))
     assert cli.main(unlearn) == 2
     assert "belongs to other data: next_observations, observations" in capfd.readouterr().err
+
+
+def test_the_report_of_a_backdoor_says_what_happens_under_its_trigger(tmp_path):
+    folder = train(tmp_path, "--poison", "trigger_backdoor", "--unlearn", "fine_tune", "--unlearn.steps", "2",
+                   "--unlearn.eval_episodes", "1")
+    with open(os.path.join(folder, "unlearned", "fine_tune", "report.json")) as file:
+        report = json.load(file)
+    for name in ("poisoned", "unlearned"):
+        shown, plain = report["more_agents"][name + ", with the trigger"], report[name]
+        assert len(shown["episodes"]["cost"]) == 1 and shown["episodes"] != plain["episodes"]

@@ -16,6 +16,7 @@ from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.detection import detect, measure
+from osrl_unlearn.detectors import models
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.options import parse
 from osrl_unlearn.registry import DETECTORS
@@ -148,6 +149,15 @@ def test_what_is_known_to_be_poisoned_has_no_part_in_the_models(clean):
         detector.without = known
         scores.append(detector.scores(bad, index, 0)[2000:].mean())
     assert scores[1] < 0.5 * scores[0]
+
+
+def test_scales_are_robust():
+    rng = np.random.default_rng(0)
+    normal, cost, step = rng.normal(3, 2, 1000), np.zeros(1000), np.full(1000, -1.0)
+    normal[:200], cost[:150], step[:10] = 1000, 0.5, 9
+    location, scale = models.location_and_scale(np.stack([normal, cost, step, np.ones(1000)], 1))
+    assert location[1:].tolist() == [0, -1, 1] and scale[1:].tolist() == [0.5, 10, 1]
+    assert abs(location[0] - 3) < 1 and 1.5 < scale[0] < 4
 
 
 # The decision ---------------------------------------------------------------------------------------------------------

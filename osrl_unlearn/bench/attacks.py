@@ -9,8 +9,7 @@ from matplotlib.lines import Line2D
 from osrl_unlearn.bench import agents, intervals, output
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.output import number
-from osrl_unlearn.evaluate.report import panels
-from osrl_unlearn.evaluate.report import markdown_table
+from osrl_unlearn.evaluate.report import markdown_table, panels
 
 INVALID, DESTROYS, HARMS = "agent not valid when clean", "destroys the agent", "harms"
 WITHIN, LESS, NOTHING = "costs more, within the limit", "earns less", "no effect measured"

@@ -13,8 +13,7 @@ from osrl_unlearn import __version__
 from osrl_unlearn.bench import intervals, output
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.output import number
-from osrl_unlearn.evaluate.report import panels
-from osrl_unlearn.evaluate.report import markdown_table
+from osrl_unlearn.evaluate.report import markdown_table, panels
 
 FOUND, PARTLY, NOT_SEEN = "found", "partly found", "not seen"
 CLEAN, FALSE_ALARMS = "clean", "false alarms"

@@ -13,8 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from osrl_unlearn.bench import agents, intervals, output
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.output import number
-from osrl_unlearn.evaluate.report import panels
-from osrl_unlearn.evaluate.report import markdown_table
+from osrl_unlearn.evaluate.report import markdown_table, panels
 from osrl_unlearn.options import parse
 from osrl_unlearn.registry import METHODS
 

@@ -21,7 +21,7 @@ def add_arguments(parser):
     """The command's arguments."""
     parser.add_argument("--task", help="search the task's dataset, found as in training")
     parser.add_argument("--dataset", help="search this DSRL file; without --task as it is, no environment is needed")
-    parser.add_argument("--run", metavar="RUN_DIR", help="search what this agent was trained on; value_gap asks the agent too")
+    parser.add_argument("--run", metavar="RUN_DIR", help="search what this agent was trained on, and ask it if need be")
     parser.add_argument("--detector", default="ensemble", help="default: ensemble")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="option of the detector")
     parser.add_argument("--fdr", type=float, default=0.05, help="share of false alarms to expect among those found")

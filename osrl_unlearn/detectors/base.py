@@ -45,6 +45,7 @@ class Detector(ABC):
 
     def __init__(self, options=None):
         self.options = options if options is not None else self.Options()
+        self.without = None  # trajectories that are known to be poisoned, bool [trajectories]: not to be learned from
 
     @abstractmethod
     def scores(self, data, index, seed, adapter=None, reward_scale=1.0, cost_scale=1.0):

@@ -14,15 +14,13 @@ class Consistency(Detector):
 
     Subclasses name the columns ``given`` to the model and say what it has to predict. ``delta`` is where Huber's loss
     turns linear: small follows the majority at once, large lets the weights of trajectories decide who that is.
-    ``without`` marks trajectories that are known to be poisoned, shape [trajectories]: nothing is learned from them.
+    ``doubt`` is explained in :func:`~osrl_unlearn.detectors.models.out_of_fold`.
     """
 
     given: tuple
     delta: float
-    Options = ModelOptions
-
     doubt = None
-    without = None
+    Options = ModelOptions
 
     @abstractmethod
     def logged(self, data, rows):
@@ -36,6 +34,5 @@ class Consistency(Detector):
             return ((self.logged(data, rows) - location) / scale).clip(-CAP, CAP).astype(np.float32)
 
         found = models.out_of_fold(models.columns(data, self.given), targets, index, seed, self.options.steps,
-                                   len(scale), models.huber(self.delta), models.distance, self.doubt,
-                                   self.without)
+                                   len(scale), models.huber(self.delta), models.distance, self.doubt, self.without)
         return found.clip(0, CAP)

@@ -11,8 +11,8 @@ from scipy.stats import iqr
 
 FOLDS = 2
 ROUNDS = 10
-VOTES = 3         # of them, in which trajectories vote before any is distrusted
-LEAST_DOUBT = 0.02  # what no trajectory goes below, so that none has all votes
+VOTES = 3            # of them, in which trajectories vote before any is distrusted
+LEAST_DOUBT = 0.02   # what no trajectory goes below, so that none has all votes
 BATCH = 512
 HIDDEN = 64
 BINS = 8
@@ -35,17 +35,16 @@ def sample(rows):
 
 
 def location_and_scale(values):
-    """Median and interquartile range / 1.35 of each column; of what is mostly 0: 0 and the median of the rest.
+    """Median and interquartile range / 1.35 of each column; if most values are the same, the others' median distance.
 
-    Shapes [n, dim] -> [dim], [dim]. A third of the values may be anything.
+    Shapes [n, dim] -> [dim], [dim]. A quarter of the values may be anything.
     """
     out = []
     for column in np.asarray(values, np.float64).T:
-        other = column[column != 0]
-        if 2 * len(other) < len(column):
-            out.append((0.0, np.median(np.abs(other)) if len(other) else 1.0))
-        else:
-            out.append((np.median(column), iqr(column) / 1.35))
+        middle = np.median(column)
+        other = np.abs(column - middle)[column != middle]
+        scale = iqr(column) / 1.35 if 2 * len(other) >= len(column) else np.median(other) if len(other) else 1.0
+        out.append((middle, scale))
     location, scale = np.array(out, np.float32).T
     return location, np.maximum(scale, 1e-6)
 

@@ -26,6 +26,7 @@ CAPTIONS = {
     "multiplier.png": "The method's Lagrange multiplier and the safety gate's estimate during unlearning.",
 }
 CELL = "mean [95 % interval]"
+TRIGGERED = "{}, with the trigger"  # an agent in "more_agents" that is shown the attack's trigger
 
 
 # Structure ------------------------------------------------------------------------------------------------------------
@@ -197,6 +198,10 @@ def _sentences(report):
     if rose and unlearned["cost"]["mean"] > report["cost_limit"]:
         sentences.insert(1, "This was worse than doing nothing: the cost rose and is above the limit; keep the "
                             "poisoned agent, or find out what the forget set misses or names wrongly.")
+    before, after = (report.get("more_agents", {}).get(TRIGGERED.format(name)) for name in ("poisoned", "unlearned"))
+    if before is not None and after is not None:
+        sentences.append("While the trigger shows, its mean cost is {}; that of the poisoned agent was {}: {}.".format(
+            _number(after["cost"]["mean"]), _number(before["cost"]["mean"]), _change(after, before, "cost")))
     sentences += ["The request to forget looks harmful: {}.".format(w)
                   for w in report.get("screening", {}).get("warnings", ())]
     sentences.append(_kept(unlearned["reward"]["mean"], [(name, other["reward"]["mean"]) for name, other in others]))

@@ -184,7 +184,7 @@ class Session:
             record, found = dataclasses.replace(record, manifest=manifest), [sentence]
         trained = Trained(adapter, record.data, record.ids, self._complete(record), folder, config, record.task,
                           limit, record.reward_scale, record.cost_scale, self.updates, self.seconds, self.batch_size,
-                          found, record.python_random)
+                          found, record.python_random, self.attack.trigger() if self.attack is not None else None)
         return "\n".join(found + [run_unlearning(trained, self.unlearn, progress)[1]])
 
     def _record(self):
