@@ -106,10 +106,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     known, more_agents = known or {}, dict(more_agents or {})
     poisoned = known.get("poisoned") or score(adapter, "evaluate before")
     # What a backdoor does shows under its trigger only.
-    facts = (trained.manifest.attack or {}).get("facts", {})
-    trigger = Trigger(**facts["trigger"]) if "trigger" in facts else trained.trigger
-    if not config.eval_episodes:
-        trigger = None
+    trigger = (trained.manifest.trigger() or trained.trigger) if config.eval_episodes else None
     if trigger is not None:
         more_agents[TRIGGERED.format("poisoned")] = score(adapter, "evaluate before, trigger", trigger)
     try:
@@ -152,7 +149,8 @@ def _report(trained, config, about, outcome, constants, model_before):
         "attack": None if manifest.attack is None else dict(
             manifest.attack, rate=manifest.rate, unit=manifest.unit, seed=manifest.seed),
         "forget": {"unit": manifest.unit, "rows": manifest.rows, "trajectories": manifest.trajectories,
-                   "share": manifest.rows / len(trained.data["rewards"])},
+                   "share": manifest.rows / len(trained.data["rewards"]),
+                   "detected": manifest.detection and {k: manifest.detection[k] for k in ("detector", "fdr")}},
         "updates": {"train": trained.updates, "unlearn": outcome.steps,
                     "ratio": ratio(outcome.steps, trained.updates)},
         "wall_seconds": {"train": train, "unlearn": outcome.seconds, "ratio": ratio(outcome.seconds, train)},

@@ -321,6 +321,9 @@ def test_a_script_can_unlearn_what_is_detected(finished):
     with open(os.path.join(result, "report.json")) as file:
         report = json.load(file)
     assert report["forget"]["trajectories"] == 42 and any("was detected" in note for note in report["notes"])
+    assert report["forget"]["detected"] == {"detector": "trigger_scan", "fdr": 0.01}
+    with open(os.path.join(result, "report.md")) as file:
+        assert "found by the detector `trigger_scan`" in file.read()
 
 
 def test_a_detected_manifest_serves_a_run_that_was_poisoned_in_memory(finished, tmp_path, capsys):

@@ -73,7 +73,8 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
     trained = Trained(
         run.adapter, data, ids, manifest, run_dir, settings, settings["task"], settings["cost_limit"], reward_scale,
         cost_scale, state.get("updates", settings.get("update_steps")), state.get("train_seconds"),
-        state.get("batch_size", settings.get("batch_size", 256)), run.notes + found, state.get("python_random"))
+        state.get("batch_size", settings.get("batch_size", 256)), run.notes + found, state.get("python_random"),
+        own_manifest(run_dir).trigger())
     return "\n".join(found + [run_unlearning(trained, config)[1]])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from osrl_unlearn import __version__
 from osrl_unlearn.data.trajectories import UNITS, TrajectoryIndex, Units
+from osrl_unlearn.data.trigger import Trigger
 from osrl_unlearn.errors import ManifestMismatch
 from osrl_unlearn.files import sha256_array, write_json
 
@@ -70,6 +71,11 @@ class ForgetManifest:
         spans = [[int(v) for v in span] for span in spans]
         columns = {name: {"before": None, "after": digest} for name, digest in column_hashes(data).items()}
         return cls(unit=unit, spans=spans, rows=sum(b - a for _, a, b in spans), columns=columns, **more)
+
+    def trigger(self):
+        """The :class:`~osrl_unlearn.data.trigger.Trigger` of the attack on record, or None."""
+        facts = (self.attack or {}).get("facts", {})
+        return Trigger(**facts["trigger"]) if "trigger" in facts else None
 
     def part(self, name):
         """The manifest of the spans that ``parts`` labels ``name``. Raises ManifestMismatch if there are none."""

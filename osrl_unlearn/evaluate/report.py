@@ -355,6 +355,9 @@ def _forgotten(report):
     what = "{:,} rows in {:,} trajector{} (unit: {}), {} of all rows of the training data.".format(
         forget["rows"], forget["trajectories"], "y" if forget["trajectories"] == 1 else "ies", forget["unit"],
         _percent(forget["share"]))
+    if forget.get("detected"):
+        return what + " They were found by the detector `{detector}` at a false discovery rate of {fdr:g}.".format(
+            **forget["detected"])
     if attack is None:
         return what + " A plain deletion request: no attack is on record."
     return "{} They were poisoned by the attack `{}` (rate {} by {}, seed {}{}).".format(
