@@ -54,7 +54,7 @@ def test_a_file_is_poisoned_as_data_in_memory_are(name, piece, tmp_path, monkeyp
     source, out = write(tmp_path / "in.hdf5", toy_data(40)), str(tmp_path / "out.hdf5")
     with h5py.File(source, "a") as file:
         file["remark"] = "not a column"
-    options = {"surrogate_steps": 20} if hasattr(ATTACKS.load(name).Options, "surrogate_steps") else {}
+    options = {"surrogate_steps": 150} if hasattr(ATTACKS.load(name).Options, "surrogate_steps") else {}
     unit = "segment" if "segment" in ATTACKS.load(name).units else "trajectory"
     call = dict(rate=0.3, unit=unit, seed=3, task=TASK, dataset="x")
     attack = make_attack(name, options)
