@@ -64,14 +64,15 @@ def test_the_wheel_is_small_and_complete(wheel):
     for source in SOURCES:
         top = os.path.join(REPOSITORY, source)
         for folder, folders, files in os.walk(top):
-            folders[:] = [name for name in folders if name != "__pycache__"]
+            # Raw results of benches are for readers of the repository; nobody needs them installed.
+            folders[:] = [name for name in folders if name not in ("__pycache__", "results")]
             inside = os.path.relpath(folder, REPOSITORY).replace(os.sep, "/")
             prefix = inside if source == "osrl_unlearn" else "osrl_unlearn/" + inside
             expected |= {prefix + "/" + name for name in files if not name.startswith(".")}
     # Every file: a new sub-package or kind of file that setup.cfg does not list shows up here.
     assert expected <= names, sorted(expected - names)
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"osrl_unlearn"}
-    assert "osrl_unlearn/patches/README.md" in names
+    assert "osrl_unlearn/patches/README.md" in names and not any("/results/" in name for name in names)
 
 
 def test_the_installed_wheel_works_away_from_the_repository(installed, tmp_path):
