@@ -81,17 +81,16 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
                 config.reference, reference.adapter.name, reference.config["task"], adapter.name, trained.task))
         reference = reference.adapter
     folder = rundir.unlearned_dir(trained.folder, method.name)
-    trained.manifest.verify(trained.data)
-    screening = screen(trained.data, trained.manifest.row_numbers(trained.data, trained.ids),
-                       cost_limit=trained.cost_limit, gamma=adapter.model.gamma, ids=trained.ids, seed=config.seed)
-    for warning in screening["warnings"]:
-        if config.strict:
-            raise RunError("the request to forget is refused (--unlearn.strict): " + warning)
-        print("osrl-unlearn: warning: " + warning, file=sys.stderr)
     prepared = prepare(adapter, trained.data, trained.manifest, method=method, steps=steps,
                        batch_size=trained.batch_size, seed=config.seed, ids=trained.ids,
                        reward_scale=trained.reward_scale, cost_scale=trained.cost_scale, progress=progress,
                        on_check=_logging(adapter.trainer.logger, trained.updates or 0))
+    screening = screen(trained.data, prepared.context.forget.rows.cpu().numpy(), cost_limit=trained.cost_limit,
+                       gamma=adapter.model.gamma, ids=trained.ids, seed=config.seed)
+    for warning in screening["warnings"]:
+        if config.strict:
+            raise RunError("the request to forget is refused (--unlearn.strict): " + warning)
+        print("osrl-unlearn: warning: " + warning, file=sys.stderr)
     about = {"method": method.name, "options": dataclasses.asdict(method.options), "steps": steps,
              "seed": config.seed, "batch_size": trained.batch_size}
     model_before = sha256_state(adapter.model.state_dict())

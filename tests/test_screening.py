@@ -6,6 +6,7 @@ import pytest
 
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
+from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.screening import screen
 from osrl_unlearn.testing import toy_data
 
@@ -70,3 +71,20 @@ def test_the_part_of_a_manifest(data):
         manifest.part("x")
     with pytest.raises(Exception, match="not labelled"):
         dataclasses.replace(manifest, parts=None).part("poison")
+
+
+def test_a_request_that_names_nothing_is_refused_before_it_is_screened(tmp_path):
+    from agents import make_trainer
+
+    from osrl_unlearn.adapters import adapt
+    from osrl_unlearn.data.manifest import ForgetManifest
+    from osrl_unlearn.unlearning import Trained, UnlearnConfig, run_unlearning
+    data = toy_data()
+    agent, index = adapt(make_trainer("coptidice")), TrajectoryIndex(data)
+    everything = [[int(i), 0, int(b - a)] for i, a, b in zip(index.ids, index.starts, index.stops)]
+    for spans, reason in (([], "nothing to forget"), (everything, "names every row")):
+        trained = Trained(agent, data, None, ForgetManifest.of(data, spans), str(tmp_path), None, "toy", 5.0, 0.1, 1.0,
+                          10, 1.0, 32)
+        with pytest.raises(ConfigError, match=reason):
+            run_unlearning(trained, UnlearnConfig("fine_tune", steps=1, eval_episodes=0), progress=False)
+    assert not list(tmp_path.iterdir())
