@@ -51,6 +51,14 @@ def _coerce(value, expected, label):
     return value
 
 
+def assignments(items):
+    """{option: value} of what --set was given. Raises ConfigError for an item that is not OPTION=VALUE."""
+    for item in items:
+        if "=" not in item:
+            raise ConfigError("--set {}: expected OPTION=VALUE".format(item))
+    return dict(item.split("=", 1) for item in items)
+
+
 def describe(cls, prefix):
     """One help line per option of the dataclass ``cls``."""
     return ["  {}{} (default {})  {}".format(prefix, f.name, f.default, f.metadata.get("help", "")).rstrip()

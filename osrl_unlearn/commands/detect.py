@@ -15,6 +15,7 @@ from osrl_unlearn.detection import check_fdr, describe, detect, make_detector
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.evaluate.report import GREY, VERMILLION, format_table
 from osrl_unlearn.files import atomic_path
+from osrl_unlearn.options import assignments
 
 
 def add_arguments(parser):
@@ -44,12 +45,8 @@ def main(args):
         raise ConfigError("nothing to search: give --task T, --dataset FILE or --run RUN_DIR")
     if not args.out or os.path.isdir(args.out):
         raise ConfigError("--out {}: give the file that the forget manifest goes to".format(args.out or "is missing"))
-    for item in args.set:
-        if "=" not in item:
-            raise ConfigError("--set {}: expected OPTION=VALUE".format(item))
-    options = dict(item.split("=", 1) for item in args.set)
     check_fdr(args.fdr)
-    detector = make_detector(args.detector, options)
+    detector = make_detector(args.detector, assignments(args.set))
     if "agent" in detector.needs and not args.run:
         raise ConfigError("the detector '{}' needs a trained agent: give --run RUN_DIR".format(detector.name))
     data, ids, about = load(args)

@@ -9,6 +9,7 @@ from osrl_unlearn.data.dataset import check_file
 from osrl_unlearn.data.stream import poison_file
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.files import atomic_path, save_tensors
+from osrl_unlearn.options import assignments
 
 
 def add_arguments(parser):
@@ -27,11 +28,7 @@ def add_arguments(parser):
 def main(args):
     """Write the files; print what they are and how to use them."""
     given = {name: getattr(args, name) for name in ("rate", "unit", "seed") if getattr(args, name) is not None}
-    for item in args.set:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError("--set {}: expected OPTION=VALUE".format(item))
-        given[name] = value
+    given.update(assignments(args.set))
     attack, settings = make_poison(args.attack, given, "--set ")
     data, manifest_json, camouflage_json, attack_pt = _paths(args.out)
     source, task = _source(args.task, args.dataset)

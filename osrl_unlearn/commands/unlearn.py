@@ -5,8 +5,8 @@ import sys
 from osrl_unlearn import rundir
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.detection import DETECT, find_forget_set
-from osrl_unlearn.errors import ConfigError, ManifestMismatch
-from osrl_unlearn.options import parse
+from osrl_unlearn.errors import ManifestMismatch
+from osrl_unlearn.options import assignments, parse
 from osrl_unlearn.registry import METHODS, load_named
 from osrl_unlearn.unlearning import Trained, UnlearnConfig, run_unlearning
 
@@ -32,11 +32,7 @@ def add_arguments(parser):
 def main(args):
     """Unlearn and print the summary."""
     cls, values = load_named(METHODS, args.method, "method")
-    for item in args.set:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError("--set {}: expected OPTION=VALUE".format(item))
-        values[name] = value
+    values.update(assignments(args.set))
     parse(cls.Options, values, "--set ")
     given = {name: getattr(args, name) for name in ("steps", "budget", "forget", "reference", "seed", "eval_episodes",
                                                   "strict", "detector", "fdr")}
