@@ -6,7 +6,7 @@ import os
 import re
 from typing import ClassVar, Optional
 
-from osrl_unlearn import environments
+from osrl_unlearn import environments, resources
 from osrl_unlearn.attacks.base import Attack
 from osrl_unlearn.data.trajectories import UNITS
 from osrl_unlearn.errors import ConfigError, DataError
@@ -153,8 +153,16 @@ def each(cls, kind, values, defaults=lambda name: {}):
 
 
 def read(path, only=None, seeds=None, cls=Suite):
-    """The suite of a YAML file; with ``only`` these of its settings, and with other ``seeds``. Raises ConfigError."""
-    suite = _parse(cls, read_yaml(path), os.path.basename(path) + ": ")
+    """The suite of a YAML file; with ``only`` these of its settings, and with other ``seeds``. Raises ConfigError.
+
+    Agents that are a list are those that configs/bench/agents.yaml calls so.
+    """
+    values = read_yaml(path)
+    for part in ("settings", "agents"):
+        if isinstance(values.get(part), list):
+            shared = read_yaml(os.path.join(resources.folder("configs"), "bench", "agents.yaml"))
+            values[part] = {name: known(name, shared) for name in values[part]}
+    suite = _parse(cls, values, os.path.basename(path) + ": ")
     if only:
         suite.select(only)
     if seeds:
