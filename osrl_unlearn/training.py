@@ -20,7 +20,7 @@ def trained(folder, cls, env, agent, data, *, rows=None, manifest=None, attack_s
 
     Args:
         cls: the agent's :class:`~osrl_unlearn.adapters.base.Adapter`.
-        agent: OSRL's configuration, with "task", "seed", "update_steps" and "batch_size".
+        agent: OSRL's configuration, with "task", "seed", "update_steps" and "batch_size"; without "device" on the CPU.
         data, rows: as for :func:`~osrl_unlearn.engine.train`.
         manifest, attack_state: forget manifest of ``data``, and what its attack learned; saved beside the agent.
         keep: numbers of updates after which the weights are kept too, see :func:`checkpoint_path`.
@@ -31,7 +31,7 @@ def trained(folder, cls, env, agent, data, *, rows=None, manifest=None, attack_s
     Raises:
         RunError: the folder holds an agent with other settings.
     """
-    adapter = cls.build(agent, env)
+    adapter = cls.build(agent, env, agent.get("device", "cpu"))
     about = yaml.safe_dump(agent)
     path = os.path.join(folder, "config.yaml")
     if os.path.isfile(rundir.state_path(folder)) and os.path.isfile(path):

@@ -2,6 +2,8 @@
 import numpy as np
 from scipy import stats
 
+from osrl_unlearn.errors import EnvironmentProblem
+
 LEVEL = 0.95
 
 
@@ -76,3 +78,55 @@ def _interval(center, error, freedom):
     if error == 0:
         return [float(center), float(center)]
     return [float(end) for end in stats.t.interval(LEVEL, freedom, loc=center, scale=error)]
+
+
+# Aggregates over settings ---------------------------------------------------------------------------------------------
+
+REPETITIONS = 2000  # of the bootstrap
+
+
+def check_rliable():
+    """Raise EnvironmentProblem if rliable is not there."""
+    try:
+        import rliable.library  # noqa: F401
+    except Exception as error:  # arch, which rliable uses, breaks in other ways with a pandas that it does not know
+        raise EnvironmentProblem("rliable cannot be imported ({}: {}): run python -m pip install rliable \"pandas<3\", "
+                                 "or install osrl-unlearn[bench]".format(
+                                     type(error).__name__, (str(error).splitlines() or [""])[0]))
+
+
+def interquartile_mean(scores):
+    """Interquartile mean over runs and tasks, with a bootstrap interval stratified by task (rliable).
+
+    Args:
+        scores: normalised per task, shape [runs, tasks], at least two runs.
+
+    Returns:
+        {"mean": the interquartile mean, "ci95", "n": runs, "tasks"}
+    """
+    from rliable import metrics
+    return _aggregate(metrics.aggregate_iqm, np.asarray(scores, np.float64))
+
+
+def improvement(scores, others):
+    """Probability that a run of ``scores`` is above one of ``others``, mean over tasks (rliable).
+
+    Both have shape [runs, tasks], with the same tasks. Returns as :func:`interquartile_mean`.
+    """
+    from rliable import metrics
+    return _aggregate(metrics.probability_of_improvement, (np.asarray(scores, np.float64),
+                                                           np.asarray(others, np.float64)))
+
+
+def _aggregate(function, scores):
+    from rliable import library
+    before = np.random.get_state()
+    np.random.seed(0)  # rliable draws from NumPy's global generator, whatever it is given
+    try:
+        point, interval = library.get_interval_estimates(
+            {"": scores}, lambda *args: np.array([function(*args)]), reps=REPETITIONS)
+    finally:
+        np.random.set_state(before)
+    runs, tasks = (scores if isinstance(scores, np.ndarray) else scores[0]).shape
+    return {"mean": float(point[""][0]), "ci95": [float(end) for end in interval[""].ravel()], "n": runs,
+            "tasks": tasks}

@@ -23,7 +23,6 @@ SAFE = 0.75  # share of the trajectories within the cost limit that "most of the
 REQUESTS = {"its camouflage": {"part": "camouflage"}, "its poison": {"part": "poison"},
             "as many clean": {"control": "camouflage"}}
 CARRIED_OUT = ("its camouflage", "as many clean")
-RETRAIN = {"name": "retrain", "options": {}, "budget": 1.0}  # exact: what it does, it does by the request alone
 HARMS, NO_HARM = "harms", "no harm shown"
 
 
@@ -112,7 +111,7 @@ def plan(suite, files, hashes):
                 idle["carried out", name, label, rate, None, seed] = dict(base, label=title.format("doing nothing"))
                 for request in CARRIED_OUT:
                     busy["carried out", name, label, rate, request, seed] = dict(
-                        base, method=RETRAIN, forget=REQUESTS[request], label=title.format("without " + request))
+                        base, method=unlearning.RETRAIN, forget=REQUESTS[request], label=title.format("without " + request))
     return {**screened, **idle, **busy}
 
 

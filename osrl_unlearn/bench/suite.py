@@ -179,6 +179,7 @@ def known(name, settings):
 
 def check_agents(suite):
     """Build every agent once, so that a mistake in a suite is found before anything is computed. Raises ConfigError."""
+    import torch
     for name, setting in suite.everything().items():
         if not isinstance(setting, Setting):
             continue
@@ -193,6 +194,9 @@ def check_agents(suite):
         missing = cls.missing_settings(config)
         if missing:
             raise ConfigError("settings.{}.agent: {} needs {}".format(name, cls.name, ", ".join(missing)))
+        if config.get("device", "cpu") != "cpu" and not torch.cuda.is_available():
+            raise ConfigError("settings.{}.agent.device is '{}', but torch finds no GPU here: run on a machine with one, "
+                              "or leave the device out".format(name, config["device"]))
         cls.build(config, env)
 
 

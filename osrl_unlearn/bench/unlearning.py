@@ -1,21 +1,28 @@
 """What unlearning does to a poisoned agent of a bench: any method, budget and list of what to forget."""
 import dataclasses
+import os
 
 import numpy as np
 
 from osrl_unlearn.bench import agents
+from osrl_unlearn.bench.runner import key, locked
+from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.errors import ConfigError
+from osrl_unlearn.files import load_tensors, save_tensors
 
 STREAM = 1  # the lists' generator is seeded with (STREAM, seed), no other generator is
+RETRAIN = {"name": "retrain", "options": {}, "budget": 1.0}  # exact: what it does, it does by the request alone
+FULL_PRICE = 1.0  # agents that cost as much as training are kept
 
 
 def unlearn_agent(cell, out):
     """Let the agent of a cell forget, and evaluate what it has become.
 
     The agent is that of :func:`~osrl_unlearn.bench.agents.agent`. cell["method"] is {"name", "options", "budget": share
-    of the training's updates}, or None for doing nothing; cell["forget"] says what is forgotten, see :func:`listed`.
-    The final agent is evaluated in cell["evaluation"]["last"] x ["episodes"] episodes, which start as those of
+    of the training's updates}, or None for doing nothing; cell["forget"] says what is forgotten, see :func:`requests`.
+    Where cell["screen"] is False, the request is not screened. The final agent is evaluated in
+    cell["evaluation"]["last"] x ["episodes"] episodes, which start as those of
     :func:`~osrl_unlearn.bench.agents.evaluate_agent` do: whatever is done to an agent can be compared in pairs.
 
     Returns:
@@ -24,35 +31,114 @@ def unlearn_agent(cell, out):
         "reason", "forget": {"rows", "trajectories"}, "screening": of the request}; all of the unlearning is None, and
         its cost 0, if nothing is done.
     """
-    adapter, seconds, clean, ids = agents.agent(cell, out)
-    spec = cell["poison"]
+    adapter, seconds, poisoned, trigger = load(cell, out)
     result = {"updates": 0, "seconds": 0.0, "train_seconds": seconds, "accepted": None, "rollbacks": None,
               "reason": None, "forget": None, "screening": None}
     if cell["method"] is not None:
-        poisoned = agents.poisoned(spec, clean, ids, cell["agent"]["task"], cell, out)
-        result.update(_forget(adapter, poisoned, cell))
-    trigger = spec and agents.learned(spec, clean, ids, cell["seed"], out).trigger()
+        result.update(forget(adapter, poisoned, cell, out))
+        if cell.get("screen", True):
+            result["screening"] = _screened(adapter, poisoned, cell)
+    return dict(result, **evaluations(adapter, cell, trigger))
+
+
+def load(cell, out):
+    """The agent of a cell before it forgets anything.
+
+    Returns:
+        (adapter, seconds its training took, :class:`~osrl_unlearn.data.poison.Poisoned` data or None, the attack's
+        :class:`~osrl_unlearn.data.trigger.Trigger` or None)
+    """
+    adapter, seconds, clean, ids = agents.agent(cell, out)
+    spec = cell["poison"]
+    if spec is None:
+        return adapter, seconds, None, None
+    return (adapter, seconds, agents.poisoned(spec, clean, ids, cell["agent"]["task"], cell, out),
+            agents.learned(spec, clean, ids, cell["seed"], out).trigger())
+
+
+def evaluations(adapter, cell, trigger):
+    """{"evaluations", "triggered"} of :func:`unlearn_agent`."""
     numbers = range(cell["evaluation"]["last"])
-    result["evaluations"] = [agents.episodes(adapter, cell, number) for number in numbers]
-    result["triggered"] = trigger and [agents.episodes(adapter, cell, number, trigger) for number in numbers]
+    return {"evaluations": [agents.episodes(adapter, cell, number) for number in numbers],
+            "triggered": trigger and [agents.episodes(adapter, cell, number, trigger) for number in numbers]}
+
+
+def forget(adapter, poisoned, cell, out, on_check=lambda step, metrics: None):
+    """Do to the ``adapter`` what the cell's method does; batches and new weights come from cell["unlearning_seed"], or
+    from the cell's seed.
+
+    An agent whose budget is that of training or more is kept in ``out``/unlearned and loaded the next time.
+
+    Returns:
+        {"updates", "seconds", "accepted", "rollbacks", "reason", "forget": {"rows", "trajectories"}}
+    """
+    if cell["method"]["budget"] < FULL_PRICE:
+        return _forget(adapter, poisoned, cell, on_check)
+    about = {name: cell.get(name) for name in ("version", "dataset", "agent", "poison", "seed", "method", "forget",
+                                               "unlearning_seed")}
+    path = os.path.join(out, "unlearned", key(about) + ".pt")
+    with locked(path):
+        if os.path.isfile(path):
+            saved = load_tensors(path, adapter.device)
+            adapter.restore(saved["state"])
+            return saved["result"]
+        result = _forget(adapter, poisoned, cell, on_check)
+        save_tensors(path, {"state": adapter.state(), "result": result})
     return result
 
 
-def _forget(adapter, poisoned, cell):
-    from osrl_unlearn.engine import budget_steps, make_method, prepare
+def _forget(adapter, poisoned, cell, on_check):
+    from osrl_unlearn.engine import budget_steps, make_method
+    spec, asked = cell["method"], cell["forget"] or {}
+    budget, rows, trajectories, outcomes = spec["budget"] / asked.get("sequence", 1), 0, 0, []
+    for data, ids, manifest in requests(poisoned, cell["forget"], cell["seed"]):
+        method = make_method(spec["name"], spec["options"])
+        method.gated = method.gated and spec.get("gate", True)
+        steps = budget_steps(method, cell["agent"]["update_steps"], budget=budget)
+        outcomes.append(prepared(adapter, data, ids, manifest, method, steps, cell, on_check=on_check).run())
+        rows, trajectories = rows + manifest.rows, trajectories + manifest.trajectories
+    return {"updates": sum(outcome.steps for outcome in outcomes),
+            "seconds": sum(outcome.seconds for outcome in outcomes),
+            "accepted": any(outcome.accepted for outcome in outcomes),
+            "rollbacks": sum(outcome.rollbacks for outcome in outcomes), "reason": outcomes[-1].reason,
+            "forget": {"rows": rows, "trajectories": trajectories}}
+
+
+def prepared(adapter, data, ids, manifest, method, steps, cell, **more):
+    """:func:`~osrl_unlearn.engine.prepare` with the settings of a cell."""
+    from osrl_unlearn.engine import prepare
+    agent, seed = cell["agent"], cell.get("unlearning_seed")
+    return prepare(adapter, data, manifest, method=method, steps=steps, batch_size=agent["batch_size"],
+                   seed=cell["seed"] if seed is None else seed, ids=ids, reward_scale=agent["reward_scale"],
+                   cost_scale=agent["cost_scale"], progress=False, **more)
+
+
+def _screened(adapter, poisoned, cell):
     from osrl_unlearn.screening import screen
-    agent, seed = cell["agent"], cell["seed"]
-    manifest = listed(poisoned, cell["forget"], seed)
-    screening = screen(poisoned.data, manifest.row_numbers(poisoned.data, poisoned.ids), cost_limit=agent["cost_limit"],
-                       gamma=adapter.model.gamma, ids=poisoned.ids, seed=seed)
-    method = make_method(cell["method"]["name"], cell["method"]["options"])
-    outcome = prepare(adapter, poisoned.data, manifest, method=method,
-                      steps=budget_steps(method, agent["update_steps"], budget=cell["method"]["budget"]),
-                      batch_size=agent["batch_size"], seed=seed, ids=poisoned.ids, reward_scale=agent["reward_scale"],
-                      cost_scale=agent["cost_scale"], progress=False).run()
-    return {"updates": outcome.steps, "seconds": outcome.seconds, "accepted": outcome.accepted,
-            "rollbacks": outcome.rollbacks, "reason": outcome.reason,
-            "forget": {"rows": manifest.rows, "trajectories": manifest.trajectories}, "screening": screening}
+    manifest = listed(poisoned, cell["forget"], cell["seed"])
+    return screen(poisoned.data, manifest.row_numbers(poisoned.data, poisoned.ids),
+                  cost_limit=cell["agent"]["cost_limit"], gamma=adapter.model.gamma, ids=poisoned.ids,
+                  seed=cell["seed"])
+
+
+def requests(poisoned, forget, seed):
+    """(data, ids, manifest) of every request, in order: the one of :func:`listed`, or as many as ``forget`` names.
+
+    {"sequence": n} is all that is poisoned, in n requests of about as many trajectories each. What a request names is
+    gone from the data of the next one; whole trajectories only.
+    """
+    if "sequence" not in (forget or {}):
+        yield poisoned.data, poisoned.ids, listed(poisoned, forget, seed)
+        return
+    data, ids, spans = poisoned.data, poisoned.ids, poisoned.manifest.spans
+    order = np.random.default_rng([STREAM, seed]).permutation(np.unique([span[0] for span in spans]))
+    for part in np.array_split(order, forget["sequence"]):
+        chosen = set(part)
+        manifest = ForgetManifest.of(data, [span for span in spans if span[0] in chosen])
+        yield data, ids, manifest
+        keep = np.ones(len(ids), bool)
+        keep[manifest.row_numbers(data, ids)] = False
+        data, ids = {name: column[keep] for name, column in data.items()}, ids[keep]
 
 
 def listed(poisoned, forget, seed):
@@ -62,7 +148,7 @@ def listed(poisoned, forget, seed):
         poisoned: the :class:`~osrl_unlearn.data.poison.Poisoned` data.
         forget: None for all that is poisoned; {"part": name} for a part of it; {"known", "wrong"} for a list that holds
             the share ``known`` of the poisoned trajectories, and of which the share ``wrong`` is clean trajectories;
-            {"control": name} for as many clean trajectories as the part has.
+            {"control": name} for as many clean trajectories as the part has, or with None as are poisoned.
         seed: of the lists. Lists of one seed are nested: a longer one holds what a shorter one does.
 
     Raises:
@@ -78,7 +164,8 @@ def listed(poisoned, forget, seed):
     bad = rng.permutation(np.unique([span[0] for span in manifest.spans]))
     good = rng.permutation(np.setdiff1d(index.ids, bad))
     if "control" in forget:
-        known, wrong = 0, manifest.part(forget["control"]).trajectories
+        part = manifest if forget["control"] is None else manifest.part(forget["control"])
+        known, wrong = 0, part.trajectories
     else:
         known = int(round(forget["known"] * len(bad)))
         wrong = int(round(known * forget["wrong"] / (1 - forget["wrong"])))

@@ -7,10 +7,12 @@ from osrl_unlearn.errors import ConfigError
 
 BENCHES = {  # name: (module with run(suite, args), help)
     "attacks": ("osrl_unlearn.bench.attacks", "which attack harms which agent"),
+    "unlearning": ("osrl_unlearn.bench.comparison", "which method makes agents forget, against retraining"),
     "partial": ("osrl_unlearn.bench.partial", "what becomes of an agent if the list of what to forget is not right"),
     "detection": ("osrl_unlearn.bench.detection", "which attack is found in the data when nobody names it"),
     "requests": ("osrl_unlearn.bench.requests", "which requests to forget are warned of, and what they do"),
 }
+SHIPPED = {"small": ".yaml", "full": "_full.yaml"}
 
 
 def add_arguments(parser):
@@ -19,8 +21,9 @@ def add_arguments(parser):
     benches.required = True
     for name, (_, text) in BENCHES.items():
         bench = benches.add_parser(name, help=text, description=text + ".", allow_abbrev=False)
-        bench.add_argument("--suite", default="small", metavar="small|FILE.yaml",
-                           help="what to compute; small is configs/bench/{}.yaml (default)".format(name))
+        bench.add_argument("--suite", default="small", metavar="small|full|FILE.yaml",
+                           help="what to compute: configs/bench/{0}.yaml (small, the default), {0}_full.yaml (full, where "
+                                "there is one), or another file".format(name))
         bench.add_argument("--data", required=True, metavar="DIR", help="folder of the tasks' HDF5 files")
         bench.add_argument("--out", help="folder for the results (default: bench-{})".format(name))
         bench.add_argument("--jobs", type=int, default=1, help="number of processes (default: 1)")
@@ -35,6 +38,6 @@ def main(args):
         raise ConfigError("--jobs must be at least 1, got {}".format(args.jobs))
     args.out = args.out or "bench-" + args.bench
     suite = args.suite
-    if suite == "small":
-        suite = os.path.join(resources.folder("configs"), "bench", args.bench + ".yaml")
+    if suite in SHIPPED:
+        suite = os.path.join(resources.folder("configs"), "bench", args.bench + SHIPPED[suite])
     return importlib.import_module(BENCHES[args.bench][0]).run(suite, args)
