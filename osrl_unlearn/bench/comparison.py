@@ -1,6 +1,6 @@
 """``osrl-unlearn bench unlearning``: unlearning methods against retraining.
 
-    OUT/unlearning.json       "tasks": what retraining and doing nothing give; "rows": a row per task, method and budget;
+    OUT/unlearning.json       "tasks": what retraining and doing nothing give; "rows": a row per task, method, budget;
                               "overall": over all tasks that the attack harmed; and a list per measurement
     OUT/unlearning.jsonl      a line per cell, with the sums of every episode
     OUT/unlearning.md, .png   the rows, to be read
@@ -65,7 +65,8 @@ class ComparisonSuite(suites.Suite):
         if not self.methods:
             raise ValueError("methods: at least one is needed")
         if not all(isinstance(share, (int, float)) and 0 < share < FULL_PRICE for share in self.curve):
-            raise ValueError("curve must be shares of the training's updates between 0 and 1, got {}".format(self.curve))
+            raise ValueError("curve must be shares of the training's updates between 0 and 1, got {}".format(
+                self.curve))
         for part, measurement in self.measure.items():
             known = self.ablations if part == "ablations" else {
                 label: method for label, method in self.methods.items()
@@ -277,16 +278,16 @@ def overall(suite, tasks):
 
 
 def curve(suite, tasks):
-    """Aggregates of the methods of the curve at every budget, over all tasks and over those of each setting."""
+    """Aggregates of the methods of the curve at every budget: over the tasks of each setting, and of all of them."""
+    groups = [name for name in suite.settings if suite.measured("curve", name)]
     rows = []
-    for group in [None] + list(suite.settings):
-        chosen = [task for task in tasks if group in (None, task.about["setting"])]
-        for label in suite.measure.get("curve", Measurement([])).methods:
+    for group in ([None] if len(groups) > 1 else []) + groups:
+        for label in suite.methods:
+            chosen = [task for task in tasks if task.harmed and group in (None, task.about["setting"])
+                      and label in suite.measured("curve", task.about["setting"])]
             for budget in sorted({suite.methods[label].budget, *map(float, suite.curve)}):
-                # One task that lacks results would make the budgets incomparable.
-                if not all(task.found("method", label, budget) for task in chosen
-                           if suite.measured("curve", task.about["setting"]) and task.harmed):
-                    continue
+                if not all(task.found("method", label, budget) for task in chosen):
+                    continue  # over other tasks, this budget could not be compared with the others
                 found = {score: matrix(suite, chosen, label, budget, score) for score in ("recovery", "return_ratio")}
                 if all(scores is not None for scores in found.values()):
                     rows.append(dict({score: intervals.interquartile_mean(scores) for score, scores in found.items()},

@@ -111,7 +111,8 @@ def plan(suite, files, hashes):
                 idle["carried out", name, label, rate, None, seed] = dict(base, label=title.format("doing nothing"))
                 for request in CARRIED_OUT:
                     busy["carried out", name, label, rate, request, seed] = dict(
-                        base, method=unlearning.RETRAIN, forget=REQUESTS[request], label=title.format("without " + request))
+                        base, method=unlearning.RETRAIN, forget=REQUESTS[request],
+                        label=title.format("without " + request))
     return {**screened, **idle, **busy}
 
 

@@ -195,7 +195,7 @@ def check_agents(suite):
         if missing:
             raise ConfigError("settings.{}.agent: {} needs {}".format(name, cls.name, ", ".join(missing)))
         if config.get("device", "cpu") != "cpu" and not torch.cuda.is_available():
-            raise ConfigError("settings.{}.agent.device is '{}', but torch finds no GPU here: run on a machine with one, "
+            raise ConfigError("settings.{}.agent.device is '{}', but torch finds no GPU here: run where there is one, "
                               "or leave the device out".format(name, config["device"]))
         cls.build(config, env)
 

@@ -31,8 +31,8 @@ def _about(report):
         "they are those with the trigger, and a line below gives those without. \"Recovery\": (cost of the poisoned "
         "agent - cost) / (cost of the poisoned - cost of the retrained agent), 1 is as good as retraining; the "
         "denominator is the mean over seeds. It is given only where the attack harmed: where the 95 % interval of the "
-        "poisoned minus the retrained agent's cost, in pairs of seeds, is above 0. \"Return ratio\": to the mean return "
-        "of the retrained agents. Updates and seconds are ratios to those of retraining, measured in the same "
+        "poisoned minus the retrained agent's cost, in pairs of seeds, is above 0. \"Return ratio\": to the mean "
+        "return of the retrained agents. Updates and seconds are ratios to those of retraining, measured in the same "
         "run.".format(", ".join(map(str, report["suite"]["seeds"]))))
 
 
@@ -79,9 +79,9 @@ def _quality(row):
 
 def _overall(report, rows):
     first, tasks = next(iter(report["suite"]["methods"])), [task for task in report["tasks"] if task["harmed"]]
-    return ["## All together\n\nOver the tasks in which the attack harmed ({}): interquartile means and the probability "
-            "that a run of `{}` is above one of the other method [95 % bootstrap interval, stratified by task; "
-            "rliable].".format("; ".join(map(_name, tasks)), first),
+    return ["## All together\n\nOver the tasks in which the attack harmed ({}): interquartile means and the "
+            "probability that a run of `{}` is above one of the other method [95 % bootstrap interval, stratified by "
+            "task; rliable].".format("; ".join(map(_name, tasks)), first),
             markdown_table([[row["method"], _share(row["budget"])] + [
                 _score(row[name]) for name in ("recovery", "return_ratio", "better_recovery", "better_return_ratio")]
                 for row in rows], ["method", "updates", "recovery", "return ratio",
@@ -114,7 +114,8 @@ def _relearning(report, rows):
 def _checkpoints(report, rows):
     return ["## Safe while it forgets?\n\nEvery checkpoint that the method accepted, evaluated in the environment "
             "afterwards, compared with the poisoned agent in the same episodes. \"Regret\": of the last one, which the "
-            "method returns, against the checkpoint with the highest return within the cost limit (or the lowest cost).",
+            "method returns, against the checkpoint with the highest return within the cost limit, or the lowest "
+            "cost.",
             markdown_table([[_name(row), row["method"], row["accepted"],
                              _of(row["higher"], row["accepted"]), _of(row["beyond"], row["accepted"]),
                              "-" if row["worst"] is None else "{:+.1f}".format(row["worst"]),
@@ -134,14 +135,15 @@ def _sequential(report, rows):
                      + ["" if row["difference"] is None else number(row["difference"]["cost"], "+")])
         if row["at_once"]:
             lines.append([_name(row), row["method"] + ", at once"] + _quality(row["at_once"]) + [""])
-    return ["## One request after another\n\nThe forget set in five requests, each with a fifth of the budget and from "
-            "the agent that the one before left, against one request for all of it.",
-            markdown_table(lines, ["task", "method", "cost", "return", "recovery", "return ratio", "+ cost, to at once"])]
+    return ["## One request after another\n\nThe forget set in five requests, each with a fifth of the budget and "
+            "from the agent that the one before left, against one request for all of it.",
+            markdown_table(lines, ["task", "method", "cost", "return", "recovery", "return ratio",
+                                   "+ cost, to at once"])]
 
 
 def _clean_deletion(report, rows):
-    return ["## A request about clean data\n\nAs many clean trajectories as are poisoned are forgotten; the poison stays. "
-            "\"+ cost\" and \"+ return\": minus those of doing nothing to the same agent, seed by seed.",
+    return ["## A request about clean data\n\nAs many clean trajectories as are poisoned are forgotten; the poison "
+            "stays. \"+ cost\" and \"+ return\": minus those of doing nothing to the same agent, seed by seed.",
             markdown_table([[_name(row), row["method"], number(row["cost"]), number(row["return"])] + [
                 number(row["difference"][name], "+") if row["difference"] else "" for name in ("cost", "return")]
                 + [row["verdict"] or ""] for row in rows],
@@ -161,7 +163,6 @@ def draw(report):
     if not groups:
         return None
     methods = list(dict.fromkeys(row["method"] for row in report["curve"]))
-    groups = groups if len(groups) > 2 else groups[:1]  # all is the same as the only setting
     figure, axes = panels(1 + 3.2 * len(groups), 6.6, 2, len(groups), sharex=True, sharey="row")
     budgets = sorted({row["budget"] for row in report["curve"]})
     for ax, (score, group) in zip(axes, [(score, group) for score in ("recovery", "return_ratio") for group in groups]):

@@ -22,8 +22,8 @@ def add_arguments(parser):
     for name, (_, text) in BENCHES.items():
         bench = benches.add_parser(name, help=text, description=text + ".", allow_abbrev=False)
         bench.add_argument("--suite", default="small", metavar="small|full|FILE.yaml",
-                           help="what to compute: configs/bench/{0}.yaml (small, the default), {0}_full.yaml (full, where "
-                                "there is one), or another file".format(name))
+                           help="what to compute: configs/bench/{0}.yaml (small, the default), {0}_full.yaml (full, "
+                                "where there is one), or another file".format(name))
         bench.add_argument("--data", required=True, metavar="DIR", help="folder of the tasks' HDF5 files")
         bench.add_argument("--out", help="folder for the results (default: bench-{})".format(name))
         bench.add_argument("--jobs", type=int, default=1, help="number of processes (default: 1)")
