@@ -28,12 +28,12 @@ def text(report):
 def _about(report):
     return (
         "Costs and returns per episode: mean over training seeds ({}) [95 % interval]. Under an attack with a trigger "
-        "they are those with the trigger, and a line below gives those without. \"Recovery\": (cost of the poisoned "
-        "agent - cost) / (cost of the poisoned - cost of the retrained agent), 1 is as good as retraining; the "
-        "denominator is the mean over seeds. It is given only where the attack harmed: where the 95 % interval of the "
-        "poisoned minus the retrained agent's cost, in pairs of seeds, is above 0. \"Return ratio\": to the mean "
-        "return of the retrained agents. Updates and seconds are ratios to those of retraining, measured in the same "
-        "run.".format(", ".join(map(str, report["suite"]["seeds"]))))
+        "they are those with the trigger, and a line below gives those without; the clean agent is shown none. "
+        "\"Recovery\": (cost of the poisoned agent - cost) / (cost of the poisoned - cost of the retrained agent), 1 is "
+        "as good as retraining; the denominator is the mean over seeds. It is given only where the attack harmed: where "
+        "the 95 % interval of the poisoned minus the retrained agent's cost, in pairs of seeds, is above 0. \"Return "
+        "ratio\": to the mean return of the retrained agents. Updates and seconds are ratios to those of retraining, "
+        "measured in the same run.".format(", ".join(map(str, report["suite"]["seeds"]))))
 
 
 def _name(row):
@@ -163,17 +163,17 @@ def draw(report):
     if not groups:
         return None
     methods = list(dict.fromkeys(row["method"] for row in report["curve"]))
-    figure, axes = panels(1 + 3.2 * len(groups), 6.6, 2, len(groups), sharex=True, sharey="row")
+    figure, axes = panels(2 + 3.2 * len(groups), 6.6, 2, len(groups), sharex=True, sharey="row")
     budgets = sorted({row["budget"] for row in report["curve"]})
     for ax, (score, group) in zip(axes, [(score, group) for score in ("recovery", "return_ratio") for group in groups]):
         for n, how in enumerate(methods):
-            color, marker, dashes = STYLES[n % len(STYLES)]
+            style = _style(n)
             rows = [row for row in report["curve"] if row["setting"] == group and row["method"] == how]
             shift = 1.05 ** (n - (len(methods) - 1) / 2)  # intervals beside, not on each other
-            ax.plot([row["budget"] * shift for row in rows], [row[score]["mean"] for row in rows], color=color,
-                    linestyle=dashes, linewidth=1.6)
+            ax.plot([row["budget"] * shift for row in rows], [row[score]["mean"] for row in rows], linewidth=1.6,
+                    **style)
             for row in rows:
-                output.errorbar(ax, row["budget"] * shift, row[score], color=color, marker=marker, markersize=6)
+                output.errorbar(ax, row["budget"] * shift, row[score], **style)
         ax.axhline(1, color="black", linestyle="--", linewidth=1.2)
         if score == "recovery":
             ax.axhline(0, color="#555555", linestyle=(0, (6, 2, 1, 2)), linewidth=1.4)
@@ -185,11 +185,17 @@ def draw(report):
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: "{:g}%".format(100 * x)))
         ax.tick_params(axis="x", labelsize=output.SMALL)
-    axes[0].set_ylabel("recovery, interquartile mean [95 %]")
-    axes[len(groups)].set_ylabel("return ratio, interquartile mean [95 %]")
-    handles = [Line2D([], [], color=STYLES[n % len(STYLES)][0], marker=STYLES[n % len(STYLES)][1],
-                      linestyle=STYLES[n % len(STYLES)][2], label=how) for n, how in enumerate(methods)]
+    axes[0].set_ylabel("recovery, IQM [95 %]")
+    axes[len(groups)].set_ylabel("return ratio, IQM [95 %]")
+    handles = [Line2D([], [], label=how, **_style(n)) for n, how in enumerate(methods)]
     handles += [Line2D([], [], color="black", linestyle="--", label="retrained"),
                 Line2D([], [], color="#555555", linestyle=(0, (6, 2, 1, 2)), label="doing nothing")]
-    output.legend_below(figure, handles, 3 + len(groups))
+    output.legend_below(figure, handles, 2 + len(groups))
     return figure
+
+
+def _style(n):
+    """Of the n-th method: the second time round, the markers are hollow."""
+    color, marker, dashes = STYLES[n % len(STYLES)]
+    return {"color": color, "marker": marker, "linestyle": dashes, "markersize": 6,
+            "markerfacecolor": color if n < len(STYLES) else "white"}
