@@ -351,7 +351,7 @@ def test_harm_in_one_seed_is_not_decided(tmp_path):
     assert report["relearning"][1]["verdict"] == partial.FEW
 
 
-def test_an_attack_with_a_trigger_is_judged_under_it(tmp_path):
+def test_an_attack_with_a_trigger_is_judged_under_it(tmp_path, rliable):
     suite = suite_of(tmp_path, dict(SMALL, seeds=[0, 1], measure={"checkpoints": {}},
                                     attacks={"trigger_backdoor": {"rates": [0.1]}}))
     results = {}
