@@ -32,8 +32,8 @@ def _about(report):
         "\"Recovery\": (cost of the poisoned agent - cost) / (cost of the poisoned - cost of the retrained agent), 1 "
         "is as good as retraining; the denominator is the mean over seeds. It is given only where the attack harmed: "
         "where the 95 % interval of the poisoned minus the retrained agent's cost, in pairs of seeds, is above 0. "
-        "\"Return ratio\": to the mean return of the retrained agents. Updates and seconds are ratios to those of retraining, "
-        "measured in the same run.".format(", ".join(map(str, report["suite"]["seeds"]))))
+        "\"Return ratio\": to the mean return of the retrained agents. Updates and seconds are ratios to those of "
+        "retraining, measured in the same run.".format(", ".join(map(str, report["suite"]["seeds"]))))
 
 
 def _name(row):
