@@ -9,7 +9,7 @@ from tqdm import trange
 from osrl_unlearn.adapters import adapt
 from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
-from osrl_unlearn.data.views import DatasetView, TransitionStore, forget_and_retain
+from osrl_unlearn.data.views import forget_and_retain
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.generators import private_torch
 from osrl_unlearn.methods.base import Context
@@ -79,10 +79,10 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
         raise ConfigError("there is nothing to forget: the forget manifest names no rows")
     if len(rows) == len(data["rewards"]):
         raise ConfigError("the forget manifest names every row: nothing is left to retain")
-    store = TransitionStore(data, reward_scale, cost_scale, adapter.device)
+    store = adapter.store(data, reward_scale, cost_scale)
     forget_view, retain_view = forget_and_retain(store, rows, seed)
     reference = adapter.frozen()
-    gate = SafetyGate(store, retain_view, reference, adapter.model.gamma, adapter.cost_threshold,
+    gate = SafetyGate(store, retain_view, reference, adapter.gamma, adapter.cost_threshold,
                       seed) if method.gated else None
     return Prepared(method, Context(adapter, forget_view, retain_view, steps, batch_size, seed, gate, on_check,
                                     progress, reference), time.perf_counter() - started)
@@ -101,9 +101,10 @@ def unlearn(trainer, data, forget: ForgetManifest, *, method="safe_rule", option
         agent is then what it was.
     """
     chosen = make_method(method, options) if isinstance(method, str) else method
-    return prepare(trainer, data, forget, method=chosen, steps=budget_steps(chosen, training_updates, steps, budget),
-                   batch_size=batch_size, seed=seed, ids=ids, reward_scale=trainer.reward_scale,
-                   cost_scale=trainer.cost_scale, progress=progress, on_check=on_check).run()
+    adapter = adapt(trainer)
+    return prepare(adapter, data, forget, method=chosen, steps=budget_steps(chosen, training_updates, steps, budget),
+                   batch_size=batch_size, seed=seed, ids=ids, reward_scale=adapter.reward_scale,
+                   cost_scale=adapter.cost_scale, progress=progress, on_check=on_check).run()
 
 
 def train(adapter, data, *, steps, batch_size=256, seed=0, rows=None, reward_scale=1.0, cost_scale=1.0, progress=True,
@@ -112,11 +113,11 @@ def train(adapter, data, *, steps, batch_size=256, seed=0, rows=None, reward_sca
 
     ``on_step`` is called after every update with the number of updates so far.
     """
-    store = TransitionStore(data, reward_scale, cost_scale, adapter.device)
-    view = DatasetView(store, np.arange(len(store)) if rows is None else rows, seed)
+    store = adapter.store(data, reward_scale, cost_scale)
+    view = store.view(store.rows if rows is None else np.intersect1d(rows, store.rows), seed, True)
     with private_torch(seed, adapter.device):
         adapter.reset()
-        adapter.set_data_constants(view.everything())
+        adapter.set_data_constants(view)
         started = time.perf_counter()
         for step in trange(steps, desc=label, disable=not progress, dynamic_ncols=True):
             adapter.update(view.batch(batch_size))

@@ -100,6 +100,7 @@ DETECTORS = Registry("detector", {
 ADAPTERS = Registry("adapter", {
     "cpq": "osrl_unlearn.adapters.cpq:CPQAdapter",
     "bcql": "osrl_unlearn.adapters.bcql:BCQLAdapter",
+    "bearl": "osrl_unlearn.adapters.bearl:BEARLAdapter",
     "coptidice": "osrl_unlearn.adapters.coptidice:COptiDICEAdapter",
 }, "osrl_unlearn.adapters.base:Adapter")
 

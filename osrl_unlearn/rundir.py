@@ -122,7 +122,8 @@ def load(run_dir, device="cpu"):
         adapter.restore(state["hidden"])
     else:
         notes.append("no {}: the optimisers' moments start from zero".format(state_path(run_dir)))
-        for name in adapter.tensors + adapter.scalars:
+        known = adapter.advance(config.get("update_steps") or 0)
+        for name in [name for name in adapter.tensors + adapter.scalars if name not in known]:
             notes.append("'{}' is not in OSRL's checkpoint: it starts from its initial value".format(name))
         for name in adapter.constants:
             notes.append("'{}' is not in OSRL's checkpoint: it is computed from the dataset".format(name))

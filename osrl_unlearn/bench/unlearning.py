@@ -44,7 +44,7 @@ def _forget(adapter, poisoned, cell):
     agent, seed = cell["agent"], cell["seed"]
     manifest = listed(poisoned, cell["forget"], seed)
     screening = screen(poisoned.data, manifest.row_numbers(poisoned.data, poisoned.ids), cost_limit=agent["cost_limit"],
-                       gamma=adapter.model.gamma, ids=poisoned.ids, seed=seed)
+                       gamma=adapter.gamma, ids=poisoned.ids, seed=seed)
     method = make_method(cell["method"]["name"], cell["method"]["options"])
     outcome = prepare(adapter, poisoned.data, manifest, method=method,
                       steps=budget_steps(method, agent["update_steps"], budget=cell["method"]["budget"]),

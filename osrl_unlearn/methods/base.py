@@ -223,7 +223,7 @@ class _Run:
             for name, probe in self.probes.items():
                 out["reward_value/" + name] = self.ctx.adapter.reward_value(probe).mean().item()
                 out["cost_value/" + name] = self.ctx.adapter.cost_value(probe).mean().item()
-            actions = self.ctx.adapter.actions(self.probes["forget"].observations)
+            actions = self.ctx.adapter.actions(self.probes["forget"])
             distance = (actions - self.probes["forget"].actions).pow(2).sum(-1).sqrt()
             out["action_distance/forget"] = distance.mean().item()
         return out

@@ -66,7 +66,7 @@ class SafeRule(Method):
 
     def prepare(self, ctx):
         """Margins from the agent before unlearning; held-out slice; constants of the retain set."""
-        ctx.adapter.set_data_constants(ctx.retain.everything())
+        ctx.adapter.set_data_constants(ctx.retain)
         self.multiplier = 0.0
         self.stage_end = int(round(self.options.forget_share * ctx.steps))
         self._derive(ctx)
@@ -146,10 +146,10 @@ class SafeRule(Method):
     def _action_term(self, ctx, forget):
         if "log_prob" in ctx.adapter.capabilities:
             with torch.no_grad():
-                before = ctx.reference.log_prob(forget.observations, forget.actions)
-            ratio = ctx.adapter.log_prob(forget.observations, forget.actions) - before
+                before = ctx.reference.log_prob(forget)
+            ratio = ctx.adapter.log_prob(forget) - before
             return F.softplus(ratio + self.options.margin).mean()
-        distance = (ctx.adapter.actions(forget.observations) - forget.actions).norm(dim=-1) / self._spread
+        distance = (ctx.adapter.actions(forget) - forget.actions).norm(dim=-1) / self._spread
         return F.softplus(self.options.margin - distance).mean()
 
     def _preference_gap(self, ctx, batch):
@@ -177,7 +177,7 @@ class SafeRule(Method):
         if i < self.stage_end:
             suppressed = self._preference_gap(ctx, self._held).mean() <= 0
             priced = not self.options.sigma or self._cost_gap(ctx, self._held).mean() <= 0
-            moved = ctx.adapter.actions(self._probe.observations) - ctx.reference.actions(self._probe.observations)
+            moved = ctx.adapter.actions(self._probe) - ctx.reference.actions(self._probe)
             if (suppressed and priced) or moved.norm(dim=-1).mean() / self._spread > self.options.drift:
                 self.stage_end = i
         return None
