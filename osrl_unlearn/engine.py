@@ -1,7 +1,7 @@
 """Unlearning as a library call: an OSRL trainer, its data, and what to forget."""
 import dataclasses
 import time
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
 from tqdm import trange
@@ -24,6 +24,7 @@ class Prepared:
     method: Any
     context: Context
     seconds: float  # that the preparation took; fitting the gate is part of the price
+    notes: List[str]  # for the report
 
     def run(self, resume=None):
         """Spend the budget; see :meth:`osrl_unlearn.methods.base.Method.run`. ``seconds`` include the preparation."""
@@ -80,12 +81,43 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
     if len(rows) == len(data["rewards"]):
         raise ConfigError("the forget manifest names every row: nothing is left to retain")
     store = adapter.store(data, reward_scale, cost_scale)
-    forget_view, retain_view = forget_and_retain(store, rows, seed)
+    notes = check_seen(adapter, store.rows, rows, len(store))
+    gone = store.whole(rows)
+    if len(gone) > len(rows):
+        notes.append("'{}' learns from sequences, so whole trajectories are forgotten: {:,} rows where the forget "
+                     "manifest names {:,}".format(adapter.name, len(gone), len(rows)))
+    forget_view, retain_view = forget_and_retain(store, gone, seed)
     reference = adapter.frozen()
-    gate = SafetyGate(store, retain_view, reference, adapter.gamma, adapter.cost_threshold,
-                      seed) if method.gated else None
+    gate = None
+    if method.gated:
+        threshold = adapter.cost_threshold if "values" in adapter.capabilities else None
+        gate = SafetyGate(store, retain_view, reference, adapter.gamma, threshold, seed,
+                          np.setdiff1d(np.arange(len(store)), gone))
     return Prepared(method, Context(adapter, forget_view, retain_view, steps, batch_size, seed, gate, on_check,
-                                    progress, reference), time.perf_counter() - started)
+                                    progress, reference), time.perf_counter() - started, notes)
+
+
+def check_seen(adapter, seen, forget, total):
+    """Raise ConfigError if the agent was trained on none of the rows ``forget``, or on no others.
+
+    Args:
+        seen: row numbers that the agent was trained on; total: number of rows of the data.
+
+    Returns:
+        Notes for the report: none, if the agent was trained on all rows.
+    """
+    if len(seen) == total:
+        return []
+    known = len(np.intersect1d(seen, forget))
+    if not known:
+        raise ConfigError("there is nothing to forget: '{}' was trained on {:,} of the {:,} rows, as its configuration "
+                          "selects them, and none of the {:,} rows of the forget manifest is among them; the agent "
+                          "never saw them".format(adapter.name, len(seen), total, len(forget)))
+    if known == len(seen):
+        raise ConfigError("'{}' was trained on {:,} rows, and the forget manifest names all of them: nothing is left "
+                          "to retain".format(adapter.name, known))
+    return ["'{}' was trained on {:,} of the {:,} rows, as its configuration selects them; of the {:,} rows of the "
+            "forget manifest it saw {:,}".format(adapter.name, len(seen), total, len(forget), known)]
 
 
 def unlearn(trainer, data, forget: ForgetManifest, *, method="safe_rule", options: Optional[Dict[str, Any]] = None,

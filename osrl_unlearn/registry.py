@@ -99,6 +99,7 @@ DETECTORS = Registry("detector", {
 
 ADAPTERS = Registry("adapter", {
     "cpq": "osrl_unlearn.adapters.cpq:CPQAdapter",
+    "bc": "osrl_unlearn.adapters.bc:BCAdapter",
     "bcql": "osrl_unlearn.adapters.bcql:BCQLAdapter",
     "bearl": "osrl_unlearn.adapters.bearl:BEARLAdapter",
     "coptidice": "osrl_unlearn.adapters.coptidice:COptiDICEAdapter",

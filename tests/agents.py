@@ -8,10 +8,10 @@ import numpy as np
 import osrl_unlearn
 
 with contextlib.redirect_stdout(sys.stderr):
-    from osrl.algorithms import (BCQL, BEARL, CPQ, BCQLTrainer, BEARLTrainer, COptiDICE, COptiDICETrainer,
-                                 CPQTrainer)
+    from osrl.algorithms import (BC, BCQL, BEARL, CPQ, BCQLTrainer, BCTrainer, BEARLTrainer, COptiDICE,
+                                 COptiDICETrainer, CPQTrainer)
 
-AGENTS = ("bcql", "bearl", "coptidice", "cpq")
+AGENTS = ("bc", "bcql", "bearl", "coptidice", "cpq")
 COMMON = dict(state_dim=8, action_dim=2, max_action=1.0, a_hidden_sizes=[16, 16], c_hidden_sizes=[16, 16],
               cost_limit=5, episode_len=15)
 
@@ -24,6 +24,9 @@ def make_trainer(name, env=None):
     if name == "bcql":
         model = BCQL(vae_hidden_sizes=16, sample_action_num=3, PID=[2.0, 0.06, 0.02], num_q=2, num_qc=2, **COMMON)
         return BCQLTrainer(model, env, actor_lr=1e-3, critic_lr=1e-3, reward_scale=0.1)
+    if name == "bc":
+        model = BC(state_dim=8, action_dim=2, max_action=1.0, a_hidden_sizes=[16, 16], episode_len=15)
+        return BCTrainer(model, env, actor_lr=1e-3, cost_limit=5)
     if name == "bearl":
         model = BEARL(vae_hidden_sizes=16, sample_action_num=3, num_samples_mmd_match=3, PID=[2.0, 0.06, 0.02], num_q=2,
                       num_qc=2, start_update_policy_step=2, **COMMON)

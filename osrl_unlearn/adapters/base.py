@@ -50,7 +50,7 @@ class Adapter(ABC):
         tensors: tensors of the model that training changes and ``state_dict`` leaves out.
         scalars: attributes (dotted) that training changes and ``state_dict`` leaves out.
         constants: attributes of the model that were computed from the dataset.
-        attributes: further attributes of the model that the adapter reads.
+        attributes, trainer_attributes: further attributes of the model and the trainer that the adapter reads.
         derived: arguments of the model's constructor that :meth:`given` finds, not the configuration.
         inputs: what ``train_one_step`` may ask for: {name of its parameter: function of a batch}.
 
@@ -70,6 +70,7 @@ class Adapter(ABC):
     scalars: ClassVar[Tuple[str, ...]] = ()
     constants: ClassVar[Tuple[str, ...]] = ()
     attributes: ClassVar[Tuple[str, ...]] = ("episode_len",)
+    trainer_attributes: ClassVar[Tuple[str, ...]] = ()
     derived: ClassVar[Tuple[str, ...]] = ("state_dim", "action_dim", "max_action")
     inputs: ClassVar[Dict[str, Callable[[Any], Any]]] = {name: attrgetter(name) for name in Batch._fields}
 
@@ -107,6 +108,9 @@ class Adapter(ABC):
         for attribute in tuple(cls.targets) + cls.tensors + cls.constants + cls.attributes:
             if not hasattr(model, attribute):
                 problems.append("its model has no attribute '{}'".format(attribute))
+        for attribute in cls.trainer_attributes:
+            if not hasattr(trainer, attribute):
+                problems.append("the trainer has no attribute '{}'".format(attribute))
         for path in cls.scalars:
             try:
                 _get(model, path)

@@ -23,10 +23,10 @@ class TransitionStore:
 
     On the CPU the tensors share memory with the arrays. ``done`` and ``is_init`` are those of the whole data, so that a
     subset keeps them (OSRL derives is_init from the previous row). ``rows`` are the numbers of the rows that the agent
-    is trained on, shape [n]; default: all.
+    is trained on, shape [n]; default: all. ``extra`` is one more column of the observations, shape [rows].
     """
 
-    def __init__(self, data, reward_scale=1.0, cost_scale=1.0, device="cpu", rows=None):
+    def __init__(self, data, reward_scale=1.0, cost_scale=1.0, device="cpu", rows=None, extra=None):
         done = np.logical_or(data["terminals"], data["timeouts"]).astype(np.float32)
         is_init = np.concatenate([[1.0], done[:-1]]).astype(np.float32)
         columns = [data["observations"], data["next_observations"], data["actions"], data["rewards"], data["costs"],
@@ -37,6 +37,7 @@ class TransitionStore:
                         for scale, column in ((reward_scale, data["rewards"]), (cost_scale, data["costs"]))]
         self.device = device
         self.rows = np.arange(len(done)) if rows is None else rows
+        self._extra = None if extra is None else torch.as_tensor(extra)[:, None].to(device)
 
     def __len__(self):
         return len(self.columns.rewards)
@@ -46,6 +47,8 @@ class TransitionStore:
         columns = [column[rows] for column in self.columns]
         for i, (scale, dtype) in zip((3, 4), self._scales):
             columns[i] = columns[i].to(dtype) * scale
+        if self._extra is not None:
+            columns[0] = torch.cat([columns[0], self._extra[rows].to(columns[0].dtype)], -1)
         return Batch(*columns)
 
 

@@ -27,8 +27,8 @@ class ValueGap(Detector):
         """The larger gap of both critics. Shape [rows]."""
         if adapter is None or "action_values" not in adapter.capabilities:
             raise ConfigError("the detector 'value_gap' needs a trained agent with critics of actions (BCQ-Lag, "
-                              "BEAR-Lag or CPQ), got {}: choose another detector, or give the --run of such an agent".format(
-                                  "none" if adapter is None else adapter.name))
+                              "BEAR-Lag or CPQ), got {}: choose another detector, or give the --run of such an "
+                              "agent".format("none" if adapter is None else adapter.name))
         done = np.zeros(index.rows, bool)
         done[index.stops - 1] = True
         out = np.zeros(index.rows, np.float32)

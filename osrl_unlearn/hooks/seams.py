@@ -22,6 +22,8 @@ SEAMS = (
     Seam("osrl.algorithms.cpq:CPQTrainer.train_one_step", ("self",)),
     Seam("osrl.algorithms.bcql:BCQLTrainer.__init__", _TRAINER),
     Seam("osrl.algorithms.bcql:BCQLTrainer.train_one_step", ("self",)),
+    Seam("osrl.algorithms.bc:BCTrainer.__init__", _TRAINER),
+    Seam("osrl.algorithms.bc:BCTrainer.train_one_step", ("self",)),
     Seam("osrl.algorithms.bearl:BEARLTrainer.__init__", _TRAINER),
     Seam("osrl.algorithms.bearl:BEARLTrainer.train_one_step", ("self",)),
     Seam("osrl.algorithms.coptidice:COptiDICETrainer.__init__", _TRAINER),

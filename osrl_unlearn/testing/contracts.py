@@ -391,7 +391,8 @@ class MethodContract(_WithAgent):
         changed = any(not torch.equal(t, before["weights"][n]) for n, t in agent.model.state_dict().items())
         assert changed == outcome.accepted and (outcome.accepted or self.make().gated)
         for entry in outcome.trace:
-            assert {"step", "reward_value/forget", "cost_value/retain", "accepted"} <= set(entry)
+            assert {"step", "action_distance/forget", "accepted"} <= set(entry)
+            assert ({"reward_value/forget", "cost_value/retain"} <= set(entry)) == ("values" in agent.capabilities)
 
     def test_learning_rates_are_as_before_when_it_is_done(self):
         agent = self.trained()
