@@ -1,5 +1,6 @@
 """The one interface through which unlearning methods see an OSRL agent."""
 import copy
+import functools
 import importlib
 import inspect
 from abc import ABC, abstractmethod
@@ -81,6 +82,7 @@ class Adapter(ABC):
         self.trainer = trainer
         self.model = trainer.model
         self.config = config or {}
+        self.parts = self.parts_of(trainer)
         self.targets = dict(self.targets, **{name: name[:-4] for name, _ in self.model.named_children()
                                              if name.endswith("_old") and hasattr(self.model, name[:-4])})
 
@@ -93,13 +95,18 @@ class Adapter(ABC):
                    for base in type(trainer).__mro__)
 
     @classmethod
+    def parts_of(cls, trainer):
+        """The parts that the agent of ``trainer`` must have."""
+        return cls.parts
+
+    @classmethod
     def check(cls, trainer):
         """Everything that stands in the way of using this adapter on ``trainer``, as a list of sentences."""
         model = getattr(trainer, "model", None)
         if model is None:
             return ["the trainer has no attribute 'model'"]
         problems = []
-        for role, part in cls.parts.items():
+        for role, part in cls.parts_of(trainer).items():
             if part.module and not isinstance(getattr(model, part.module, None), (torch.nn.Module, torch.Tensor)):
                 problems.append("its model has no network '{}' (the {})".format(part.module, role))
             if not isinstance(_on_either(trainer, part.optimizer), torch.optim.Optimizer):
@@ -255,18 +262,28 @@ class Adapter(ABC):
         covered = set()
         for name, module in self.model.named_children():
             if name not in self.targets:
-                _reset(module, covered)
+                self.initialise(module, covered)
         followers = {id(p) for name in self.targets for p in getattr(self.model, name).parameters()}
         left = [n for n, p in self.model.named_parameters() if id(p) not in covered | followers]
         if left:
             raise IncompatibleAgent(type(self.trainer).__name__, [
                 "the parameter '{}' has no reset_parameters(), so the agent cannot be retrained from scratch".format(n)
                 for n in left])
-        for target, source in self.targets.items():
-            getattr(self.model, target).load_state_dict(getattr(self.model, source).state_dict())
         for optimizer in self.optimizers().values():
             optimizer.state.clear()
         self.reset_hidden()
+        for target, source in self.targets.items():
+            getattr(self.model, target).load_state_dict(getattr(self.model, source).state_dict())
+
+    def initialise(self, module, covered):
+        """Give ``module`` new weights, from the leaves upwards as constructors do; ``covered`` gets their ids."""
+        for child in module.children():
+            self.initialise(child, covered)
+        # torch.nn.MultiheadAttention has the second name.
+        reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+        if reset is not None:
+            reset()
+            covered.update(id(p) for p in module.parameters(recurse=False))
 
     @abstractmethod
     def reset_hidden(self):
@@ -381,18 +398,8 @@ class Adapter(ABC):
         return float(reward) / self.reward_scale, float(cost) / self.cost_scale, float(length)
 
 
-def _reset(module, covered):
-    """Re-initialise ``module`` from the leaves upwards, the order in which constructors do it."""
-    for child in module.children():
-        _reset(child, covered)
-    # torch.nn.MultiheadAttention has the second name.
-    reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-    if reset is not None:
-        reset()
-        covered.update(id(p) for p in module.parameters(recurse=False))
-
-
 def _with_loss(optimizer, step, loss, clip_grad):
+    @functools.wraps(step)  # schedulers look for a mark on the function
     def step_with_loss(*args, **kwargs):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         with torch.enable_grad():

@@ -26,6 +26,8 @@ SEAMS = (
     Seam("osrl.algorithms.bc:BCTrainer.train_one_step", ("self",)),
     Seam("osrl.algorithms.bearl:BEARLTrainer.__init__", _TRAINER),
     Seam("osrl.algorithms.bearl:BEARLTrainer.train_one_step", ("self",)),
+    Seam("osrl.algorithms.cdt:CDTTrainer.__init__", _TRAINER),
+    Seam("osrl.algorithms.cdt:CDTTrainer.train_one_step", ("self",)),
     Seam("osrl.algorithms.coptidice:COptiDICETrainer.__init__", _TRAINER),
     Seam("osrl.algorithms.coptidice:COptiDICETrainer.train_one_step", ("self",)),
     Seam("fsrl.utils.logger.base_logger:BaseLogger.save_checkpoint", ("self", "suffix")),
