@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from osrl_unlearn import __version__
-from osrl_unlearn.errors import ConfigError, OsrlUnlearnError
+from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
 
 COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "run": (None, "run an OSRL training script with --poison and --unlearn (the default command)"),
@@ -78,7 +78,7 @@ def run(argv):
     try:
         patches = session.patches() if session is not None else None
         rest = line.rest + (["--help"] if line.help and not {"-h", "--help"} & set(line.rest) else [])
-        status = _run_target(runner, line, rest)
+        status = _run_target(runner, line, rest, session is not None)
         if status:
             return status
         text = session.finish() if session is not None else None
@@ -101,7 +101,7 @@ def _finish_wandb():
         wandb.finish()
 
 
-def _run_target(runner, line, rest):
+def _run_target(runner, line, rest, ours):
     try:
         runner.run_target(line.target, rest, line.as_module)
     except (OsrlUnlearnError, KeyboardInterrupt):
@@ -112,6 +112,9 @@ def _run_target(runner, line, rest):
         print(stop.code, file=sys.stderr)
         return 1
     except BaseException as error:
+        if ours and isinstance(error, NameError) and "'oapackage'" in str(error):
+            from osrl_unlearn.environments import OAPACKAGE
+            raise EnvironmentProblem(OAPACKAGE)
         runner.print_exception(error)
         return 1
     return 0

@@ -1,7 +1,7 @@
 """Unlearning as a library call: an OSRL trainer, its data, and what to forget."""
 import dataclasses
 import time
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
 from tqdm import trange
@@ -9,7 +9,7 @@ from tqdm import trange
 from osrl_unlearn.adapters import adapt
 from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
-from osrl_unlearn.data.views import DatasetView, TransitionStore, forget_and_retain
+from osrl_unlearn.data.views import forget_and_retain
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.generators import private_torch
 from osrl_unlearn.methods.base import Context
@@ -24,6 +24,7 @@ class Prepared:
     method: Any
     context: Context
     seconds: float  # that the preparation took; fitting the gate is part of the price
+    notes: List[str]  # for the report
 
     def run(self, resume=None):
         """Spend the budget; see :meth:`osrl_unlearn.methods.base.Method.run`. ``seconds`` include the preparation."""
@@ -79,13 +80,44 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
         raise ConfigError("there is nothing to forget: the forget manifest names no rows")
     if len(rows) == len(data["rewards"]):
         raise ConfigError("the forget manifest names every row: nothing is left to retain")
-    store = TransitionStore(data, reward_scale, cost_scale, adapter.device)
-    forget_view, retain_view = forget_and_retain(store, rows, seed)
+    store = adapter.store(data, reward_scale, cost_scale)
+    notes = check_seen(adapter, store.rows, rows, len(store))
+    gone = store.whole(rows)
+    if len(gone) > len(rows):
+        notes.append("'{}' learns from sequences, so whole trajectories are forgotten: {:,} rows where the forget "
+                     "manifest names {:,}".format(adapter.name, len(gone), len(rows)))
+    forget_view, retain_view = forget_and_retain(store, gone, seed)
     reference = adapter.frozen()
-    gate = SafetyGate(store, retain_view, reference, adapter.model.gamma, adapter.cost_threshold,
-                      seed) if method.gated else None
+    gate = None
+    if method.gated:
+        threshold = adapter.cost_threshold if "values" in adapter.capabilities else None
+        gate = SafetyGate(store, retain_view, reference, adapter.gamma, threshold, seed,
+                          np.setdiff1d(np.arange(len(store)), gone))
     return Prepared(method, Context(adapter, forget_view, retain_view, steps, batch_size, seed, gate, on_check,
-                                    progress, reference), time.perf_counter() - started)
+                                    progress, reference), time.perf_counter() - started, notes)
+
+
+def check_seen(adapter, seen, forget, total):
+    """Raise ConfigError if the agent was trained on none of the rows ``forget``, or on no others.
+
+    Args:
+        seen: row numbers that the agent was trained on; total: number of rows of the data.
+
+    Returns:
+        Notes for the report: none, if the agent was trained on all rows.
+    """
+    if len(seen) == total:
+        return []
+    known = len(np.intersect1d(seen, forget))
+    if not known:
+        raise ConfigError("there is nothing to forget: '{}' was trained on {:,} of the {:,} rows, as its configuration "
+                          "selects them, and none of the {:,} rows of the forget manifest is among them; the agent "
+                          "never saw them".format(adapter.name, len(seen), total, len(forget)))
+    if known == len(seen):
+        raise ConfigError("'{}' was trained on {:,} rows, and the forget manifest names all of them: nothing is left "
+                          "to retain".format(adapter.name, known))
+    return ["'{}' was trained on {:,} of the {:,} rows, as its configuration selects them; of the {:,} rows of the "
+            "forget manifest it saw {:,}".format(adapter.name, len(seen), total, len(forget), known)]
 
 
 def unlearn(trainer, data, forget: ForgetManifest, *, method="safe_rule", options: Optional[Dict[str, Any]] = None,
@@ -101,9 +133,10 @@ def unlearn(trainer, data, forget: ForgetManifest, *, method="safe_rule", option
         agent is then what it was.
     """
     chosen = make_method(method, options) if isinstance(method, str) else method
-    return prepare(trainer, data, forget, method=chosen, steps=budget_steps(chosen, training_updates, steps, budget),
-                   batch_size=batch_size, seed=seed, ids=ids, reward_scale=trainer.reward_scale,
-                   cost_scale=trainer.cost_scale, progress=progress, on_check=on_check).run()
+    adapter = adapt(trainer)
+    return prepare(adapter, data, forget, method=chosen, steps=budget_steps(chosen, training_updates, steps, budget),
+                   batch_size=batch_size, seed=seed, ids=ids, reward_scale=adapter.reward_scale,
+                   cost_scale=adapter.cost_scale, progress=progress, on_check=on_check).run()
 
 
 def train(adapter, data, *, steps, batch_size=256, seed=0, rows=None, reward_scale=1.0, cost_scale=1.0, progress=True,
@@ -112,11 +145,11 @@ def train(adapter, data, *, steps, batch_size=256, seed=0, rows=None, reward_sca
 
     ``on_step`` is called after every update with the number of updates so far.
     """
-    store = TransitionStore(data, reward_scale, cost_scale, adapter.device)
-    view = DatasetView(store, np.arange(len(store)) if rows is None else rows, seed)
+    store = adapter.store(data, reward_scale, cost_scale)
+    view = store.view(store.rows if rows is None else np.intersect1d(rows, store.rows), seed, True)
     with private_torch(seed, adapter.device):
         adapter.reset()
-        adapter.set_data_constants(view.everything())
+        adapter.set_data_constants(view)
         started = time.perf_counter()
         for step in trange(steps, desc=label, disable=not progress, dynamic_ncols=True):
             adapter.update(view.batch(batch_size))

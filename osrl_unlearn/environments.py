@@ -9,6 +9,10 @@ from osrl_unlearn.data.dataset import check_arrays, check_file, resolve
 from osrl_unlearn.errors import EnvironmentProblem
 from osrl_unlearn.hooks import compat
 
+# An optional requirement of OSRL, which goes on without it until it is used.
+OAPACKAGE = ("OApackage is not installed: OSRL needs it for BC in mode 'frontier', and for CDT with augment_percent "
+             "above 0 unless random_aug or pf_only is given; run python -m pip install oapackage, or choose another "
+             "bc_mode, or --augment_percent 0")
 TRAJECTORY = "_osrl_unlearn_trajectory"  # a column that rides along through DSRL's filters
 
 

@@ -99,7 +99,10 @@ DETECTORS = Registry("detector", {
 
 ADAPTERS = Registry("adapter", {
     "cpq": "osrl_unlearn.adapters.cpq:CPQAdapter",
+    "bc": "osrl_unlearn.adapters.bc:BCAdapter",
     "bcql": "osrl_unlearn.adapters.bcql:BCQLAdapter",
+    "bearl": "osrl_unlearn.adapters.bearl:BEARLAdapter",
+    "cdt": "osrl_unlearn.adapters.cdt:CDTAdapter",
     "coptidice": "osrl_unlearn.adapters.coptidice:COptiDICEAdapter",
 }, "osrl_unlearn.adapters.base:Adapter")
 

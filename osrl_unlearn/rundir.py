@@ -19,6 +19,7 @@ from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
 from osrl_unlearn.errors import ManifestMismatch, RunError
 from osrl_unlearn.files import load_tensors, save_tensors, write_text
+from osrl_unlearn.registry import ADAPTERS
 
 SCHEMA = 1
 
@@ -83,7 +84,7 @@ def read_config(run_dir):
             config = yaml.load(file, Loader=_ConfigLoader)
     except yaml.YAMLError as error:
         raise RunError("{} cannot be read: {}".format(path, str(error).splitlines()[0]))
-    missing = [key for key in ("task", "cost_limit", "episode_len", "reward_scale") if key not in (config or {})]
+    missing = [key for key in ("task", "cost_limit", "episode_len") if key not in (config or {})]
     if missing:
         raise RunError("{} lacks {}: expected the file that OSRL's logger saves".format(path, ", ".join(missing)))
     return config
@@ -107,12 +108,12 @@ def load(run_dir, device="cpu"):
     weights = checkpoint.get("model_state") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict):
         raise RunError("{} holds no 'model_state': expected a checkpoint of OSRL".format(model_path(run_dir)))
-    env = environments.make(config["task"], config["cost_limit"], config["reward_scale"])
+    env = environments.make(config["task"], config["cost_limit"], config.get("reward_scale", 1.0))
     with environments.stdout_to_stderr():
         adapter = build_for(config, weights, env, device)
     if adapter is None:
-        raise RunError("no adapter knows the agent in {} (its networks: {}): supported are CPQ, BCQ-Lag and "
-                       "COptiDICE".format(run_dir, ", ".join(sorted({n.split(".")[0] for n in weights}))))
+        raise RunError("no adapter knows the agent in {} (its networks: {}): supported are {}".format(
+            run_dir, ", ".join(sorted({n.split(".")[0] for n in weights})), ", ".join(ADAPTERS.names())))
     notes = []
     state = load_tensors(state_path(run_dir), device) if os.path.isfile(state_path(run_dir)) else None
     if state is not None:
@@ -122,7 +123,8 @@ def load(run_dir, device="cpu"):
         adapter.restore(state["hidden"])
     else:
         notes.append("no {}: the optimisers' moments start from zero".format(state_path(run_dir)))
-        for name in adapter.tensors + adapter.scalars:
+        known = adapter.advance(config.get("update_steps") or 0)
+        for name in [name for name in adapter.tensors + adapter.scalars if name not in known]:
             notes.append("'{}' is not in OSRL's checkpoint: it starts from its initial value".format(name))
         for name in adapter.constants:
             notes.append("'{}' is not in OSRL's checkpoint: it is computed from the dataset".format(name))

@@ -66,7 +66,7 @@ def check_trained(adapter, data, column, name):
                           "agent".format(adapter.name))
     rows = np.linspace(0, len(data["rewards"]) - 1, min(CHECK_ROWS, len(data["rewards"]))).astype(np.int64)
     done = np.logical_or(data["terminals"], data["timeouts"])
-    truth = to_go(data[column], done, adapter.model.gamma)[rows]
+    truth = to_go(data[column], done, adapter.gamma)[rows]
     observations, actions = (torch.as_tensor(data[key][rows]) for key in ("observations", "actions"))
     heads = adapter.cost_heads if column == "costs" else adapter.reward_heads
     with torch.no_grad():
@@ -84,7 +84,7 @@ def check_imitates(adapter, data, name):
     """Raise ConfigError unless the policy explains a share IMITATES of the variance of the actions in ``data``."""
     rows = np.linspace(0, len(data["rewards"]) - 1, min(CHECK_ROWS, len(data["rewards"]))).astype(np.int64)
     with private_torch(0, "cpu"), torch.no_grad():
-        own = adapter.actions(torch.as_tensor(data["observations"][rows])).numpy()
+        own = adapter.policy(torch.as_tensor(data["observations"][rows])).numpy()
     explained = 1 - ((own - data["actions"][rows]) ** 2).mean() / max(float(data["actions"][rows].var(0).mean()), 1e-12)
     if not explained >= IMITATES:
         raise ConfigError(

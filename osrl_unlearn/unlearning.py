@@ -85,8 +85,11 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
                        batch_size=trained.batch_size, seed=config.seed, ids=trained.ids,
                        reward_scale=trained.reward_scale, cost_scale=trained.cost_scale, progress=progress,
                        on_check=_logging(adapter.trainer.logger, trained.updates or 0))
+    for note in prepared.notes:
+        print("osrl-unlearn: " + note, file=sys.stderr)
+    trained = dataclasses.replace(trained, notes=trained.notes + prepared.notes)
     screening = screen(trained.data, prepared.context.forget.rows.cpu().numpy(), cost_limit=trained.cost_limit,
-                       gamma=adapter.model.gamma, ids=trained.ids, seed=config.seed)
+                       gamma=adapter.gamma, ids=trained.ids, seed=config.seed)
     for warning in screening["warnings"]:
         if config.strict:
             raise RunError("the request to forget is refused (--unlearn.strict): " + warning)

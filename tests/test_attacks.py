@@ -213,7 +213,7 @@ def test_baffle_takes_the_actions_of_a_reckless_agent(judge):
     attack, result, rows = poisoned("baffle", data, 1.0, {"surrogate_steps": 150, "reward_scale": 2}, seed=3)
     agent = surrogate.build(attack.state(), data)
     with private_torch(int(np.random.default_rng([3, 0]).integers(2 ** 31)), "cpu"), torch.no_grad():
-        actions = agent.actions(torch.as_tensor(data["observations"][rows])).numpy()
+        actions = agent.policy(torch.as_tensor(data["observations"][rows])).numpy()
     assert np.array_equal(result.data["actions"][rows], np.clip(actions, -1, 1))
     assert not result.data["costs"][rows].any()
     assert np.array_equal(result.data["rewards"][rows], 2 * data["rewards"][rows])

@@ -90,9 +90,9 @@ def test_wrong_targets(fails):
 
 
 def test_an_agent_without_an_adapter_is_refused_before_its_script_runs(fails, tmp_path):
-    path = tmp_path / "train_bc.py"
-    path.write_text("from osrl.algorithms import BC, BCTrainer\nopen('it_ran', 'w').close()\n")
-    assert "CPQTrainer" in fails("--poison", "cost_hide", "--unlearn", "safe_rule", path, match="BCTrainer")
+    path = tmp_path / "train_mine.py"
+    path.write_text("from osrl.algorithms import MyTrainer\nopen('it_ran', 'w').close()\n")
+    assert "CPQTrainer" in fails("--poison", "cost_hide", "--unlearn", "safe_rule", path, match="MyTrainer")
 
 
 @pytest.mark.parametrize("change, match", [

@@ -10,6 +10,7 @@ PROGRAM = """
 import json, random, sys
 import numpy as np, torch
 from osrl_unlearn import environments
+from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.evaluate.rollouts import evaluate, normalization, scores
 
 env = environments.make(sys.argv[1], 40)
@@ -25,7 +26,8 @@ class Trainer:
         return float(np.sum(observation)) * 0.1 + draws, 3, 4.0
 
 class Agent:
-    device = "cpu"
+    device, rollout = "cpu", Adapter.rollout
+    reward_scale, cost_scale = Adapter.reward_scale, Adapter.cost_scale
     def __init__(self, noisy=False):
         self.trainer, self.model = Trainer(), torch.nn.Linear(1, 1)
         self.trainer.env, self.trainer.seen, self.trainer.noisy = env, [], noisy

@@ -87,7 +87,7 @@ def test_the_generator_stops_reproducing_forgotten_actions(name):
 
 @pytest.mark.parametrize("name", ["coptidice", "cpq"])
 def test_f3_makes_forgotten_actions_less_likely(name):
-    likelihood = lambda agent, batch: agent.log_prob(batch.observations, batch.actions)  # noqa: E731
+    likelihood = lambda agent, batch: agent.log_prob(batch)  # noqa: E731
     assert after(name, likelihood, action_weight=5.0) < after(name, likelihood) - 1e-2
 
 
@@ -134,7 +134,7 @@ def test_a_cost_limit_of_zero_is_no_divergence(name):
 
 
 def test_the_repair_does_not_re_awaken_what_was_forgotten():
-    likelihood = lambda agent, batch: agent.log_prob(batch.observations, batch.actions)  # noqa: E731
+    likelihood = lambda agent, batch: agent.log_prob(batch)  # noqa: E731
     stages = dict(action_weight=5.0, forget_share=0.4, steps=100)
     kept = after("coptidice", likelihood, repair_action_weight=5.0, **stages)
     assert kept < after("coptidice", likelihood, repair_action_weight=0.0, **stages)
@@ -156,8 +156,8 @@ class Policy:
     def __init__(self, action):
         self.action = action
 
-    def actions(self, observations):
-        return torch.full((len(observations), 2), self.action)
+    def actions(self, batch):
+        return torch.full((len(batch.observations), 2), self.action)
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,14 @@ def _all():
     return [ADAPTERS.load(name) for name in sorted(ADAPTERS.names(), key=lambda n: (n not in ADAPTERS.builtins, n))]
 
 
-def adapt(trainer):
-    """The adapter for an OSRL trainer. Raises IncompatibleAgent with everything that is wrong."""
+def adapt(trainer, config=None):
+    """The adapter for an OSRL trainer; ``config`` as for :class:`~osrl_unlearn.adapters.base.Adapter`.
+
+    Raises IncompatibleAgent with everything that is wrong.
+    """
     for cls in _all():
         if cls.matches(trainer):
-            return cls(trainer)
+            return cls(trainer, config)
     raise IncompatibleAgent(type(trainer).__name__, ["no adapter knows this trainer (there are adapters for {})".format(
         ", ".join(ADAPTERS.names()))])
 
@@ -23,8 +26,7 @@ def build_for(config, weights, env, device="cpu"):
     """
     networks = {name.split(".")[0] for name in weights}
     built = [cls.build(config, env, device) for cls in _all()
-             if networks == {part.module for part in cls.parts.values()} - set(cls.tensors) | set(cls.targets)
-             and not cls.missing_settings(config)]
+             if cls.has_networks(networks) and not cls.missing_settings(config)]
     # Two agents can have networks of the same names; their layers differ.
     for adapter in [a for a in built if set(a.model.state_dict()) == set(weights)] or built:
         adapter.load_weights(weights)

@@ -3,11 +3,13 @@ from abc import abstractmethod
 
 import torch
 
-from osrl_unlearn.adapters.base import Adapter
+from osrl_unlearn.adapters.values import ValueAdapter
 
 
-class ActionValueAdapter(Adapter):
+class ActionValueAdapter(ValueAdapter):
     """An agent whose critics value any action in any state; capability "action_values"."""
+
+    attributes = ("gamma", "episode_len")
 
     @abstractmethod
     def reward_heads(self, observations, actions):
@@ -28,13 +30,13 @@ class ActionValueAdapter(Adapter):
     def preference(self, batch):
         """The advantage Q_r(s, a) - Q_r(s, pi(s)), mean of the heads; no gradient in the second term. Shape [n]."""
         with torch.no_grad():
-            own = self.reward_heads(batch.observations, self.actions(batch.observations)).mean(0)
+            own = self.reward_heads(batch.observations, self.actions(batch)).mean(0)
         return self.reward_value(batch).mean(0) - own
 
     def cost_baseline(self, batch):
         """Q_c(s, pi(s)), the highest head. Shape [n]."""
         with torch.no_grad():
-            return self.cost_heads(batch.observations, self.actions(batch.observations)).max(0).values
+            return self.cost_heads(batch.observations, self.actions(batch)).max(0).values
 
     def cost_price(self, batch, violating=True):
         """max(Q_c(s, pi(s)), kappa), or the minimum for a harmless transition. Shape [n]."""
@@ -54,8 +56,15 @@ class ActionValueAdapter(Adapter):
 
         Uses the lowest head of the reward critic and the highest of the cost critic. Scalar, for the actor.
         """
-        actions = self.actions(observations)
+        actions = self.policy(observations)
         reward = self.reward_heads(observations, actions).min(0).values
         cost = self.cost_heads(observations, actions).max(0).values
         scale = reward.detach().abs().mean().clamp(min=1e-6)
         return -reward.mean() / scale + multiplier * self._relative(cost.mean())
+
+
+def squashed_log_prob(normal, actions, max_action):
+    """Log-density of ``actions`` under tanh of a Gaussian, up to the constant of max_action. Shape [n]."""
+    # tanh never reaches +-1: logged actions at the bounds are moved to where float32 can still invert it.
+    squashed = (actions / max_action).clamp(-0.999, 0.999)
+    return (normal.log_prob(torch.atanh(squashed)) - torch.log(1 - squashed ** 2)).sum(-1)

@@ -1,18 +1,25 @@
 """The one interface through which unlearning methods see an OSRL agent."""
 import copy
+import functools
 import importlib
 import inspect
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from typing import ClassVar, Dict, FrozenSet, NamedTuple, Tuple
+from operator import attrgetter
+from typing import Any, Callable, ClassVar, Dict, FrozenSet, NamedTuple, Tuple
 
+import numpy as np
 import torch
 
+from osrl_unlearn.data.views import Batch, TransitionStore
 from osrl_unlearn.errors import IncompatibleAgent, RunError
+
+# torch 1.13 has it under the second name only.
+_Scheduler = getattr(torch.optim.lr_scheduler, "LRScheduler", torch.optim.lr_scheduler._LRScheduler)
 
 
 class Part(NamedTuple):
-    """Where a trainable network and its optimiser are on the model."""
+    """A trainable network of the model ("" is the whole model) and its optimiser, on the model or on the trainer."""
     module: str
     optimizer: str
 
@@ -28,18 +35,29 @@ class _Recorder:
 
 
 class Adapter(ABC):
-    """One OSRL agent: where its parts are and what its critics and policy say. Holds no unlearning mathematics.
+    """One OSRL agent: where its parts are and what its policy says. Holds no unlearning mathematics.
+
+    A subclass of OSRL's model or trainer works through the same adapter as long as it keeps what the adapter reads;
+    what it adds (networks, target networks called ``NAME_old``, optimisers, schedulers) is saved and restored too.
 
     Class attributes:
         trainer_class: "module:Class" of OSRL's trainer; subclasses of it are recognised too.
-        capabilities: what the agent offers: "action_values" (reward and cost critics of state and action), "log_prob",
-            "generator" (a generative model of the behaviour), "data_constants" (numbers computed from the dataset).
+        capabilities: what the agent offers: "values" (reward and cost critics, see
+            :class:`~osrl_unlearn.adapters.values.ValueAdapter`), "action_values" (these are critics of state and
+            action), "log_prob", "generator" (a generative model of the behaviour), "data_constants" (numbers computed
+            from the dataset). Every agent has a policy.
         parts: role -> :class:`Part`; the roles are "actor", "reward_critic", "cost_critic", "generator" and others.
         targets: {target network: network it follows}.
         tensors: tensors of the model that training changes and ``state_dict`` leaves out.
         scalars: attributes (dotted) that training changes and ``state_dict`` leaves out.
         constants: attributes of the model that were computed from the dataset.
-        columns: how many columns of a Batch one native update takes.
+        attributes, trainer_attributes: further attributes of the model and the trainer that the adapter reads.
+        derived: arguments of the model's constructor that :meth:`given` finds, not the configuration.
+        inputs: what ``train_one_step`` may ask for: {name of its parameter: function of a batch}.
+
+    Args:
+        trainer: OSRL's trainer.
+        config: the run's configuration, for what OSRL keeps nowhere else; what is missing has OSRL's default.
 
     Shapes: observations [n, obs_dim], actions [n, act_dim], values [n]; critics with several heads give [heads, n].
     """
@@ -52,14 +70,21 @@ class Adapter(ABC):
     tensors: ClassVar[Tuple[str, ...]] = ()
     scalars: ClassVar[Tuple[str, ...]] = ()
     constants: ClassVar[Tuple[str, ...]] = ()
-    columns: ClassVar[int] = 6
+    attributes: ClassVar[Tuple[str, ...]] = ("episode_len",)
+    trainer_attributes: ClassVar[Tuple[str, ...]] = ()
+    derived: ClassVar[Tuple[str, ...]] = ("state_dim", "action_dim", "max_action")
+    inputs: ClassVar[Dict[str, Callable[[Any], Any]]] = {name: attrgetter(name) for name in Batch._fields}
 
-    def __init__(self, trainer):
+    def __init__(self, trainer, config=None):
         problems = self.check(trainer)
         if problems:
             raise IncompatibleAgent(type(trainer).__name__, problems)
         self.trainer = trainer
         self.model = trainer.model
+        self.config = config or {}
+        self.parts = self.parts_of(trainer)
+        self.targets = dict(self.targets, **{name: name[:-4] for name, _ in self.model.named_children()
+                                             if name.endswith("_old") and hasattr(self.model, name[:-4])})
 
     # Recognising an agent ---------------------------------------------------------------------------------------------
 
@@ -70,28 +95,51 @@ class Adapter(ABC):
                    for base in type(trainer).__mro__)
 
     @classmethod
+    def parts_of(cls, trainer):
+        """The parts that the agent of ``trainer`` must have."""
+        return cls.parts
+
+    @classmethod
     def check(cls, trainer):
         """Everything that stands in the way of using this adapter on ``trainer``, as a list of sentences."""
         model = getattr(trainer, "model", None)
         if model is None:
             return ["the trainer has no attribute 'model'"]
         problems = []
-        for role, part in cls.parts.items():
-            for attribute, expected in zip(part, ((torch.nn.Module, torch.Tensor), torch.optim.Optimizer)):
-                if not isinstance(getattr(model, attribute, None), expected):
-                    problems.append("its model has no {} '{}' (the {})".format(
-                        "optimiser" if expected is torch.optim.Optimizer else "network", attribute, role))
-        for attribute in tuple(cls.targets) + cls.tensors + cls.constants:
+        for role, part in cls.parts_of(trainer).items():
+            if part.module and not isinstance(getattr(model, part.module, None), (torch.nn.Module, torch.Tensor)):
+                problems.append("its model has no network '{}' (the {})".format(part.module, role))
+            if not isinstance(_on_either(trainer, part.optimizer), torch.optim.Optimizer):
+                problems.append("neither its model nor its trainer has an optimiser '{}' (of the {})".format(
+                    part.optimizer, role))
+        for attribute in tuple(cls.targets) + cls.tensors + cls.constants + cls.attributes:
             if not hasattr(model, attribute):
                 problems.append("its model has no attribute '{}'".format(attribute))
+        for attribute in cls.trainer_attributes:
+            if not hasattr(trainer, attribute):
+                problems.append("the trainer has no attribute '{}'".format(attribute))
         for path in cls.scalars:
             try:
                 _get(model, path)
             except AttributeError:
                 problems.append("its model has no attribute '{}'".format(path))
-        if not callable(getattr(trainer, "train_one_step", None)):
-            problems.append("the trainer has no method 'train_one_step'")
+        for method in ("train_one_step", "rollout"):
+            if not callable(getattr(trainer, method, None)):
+                problems.append("the trainer has no method '{}'".format(method))
+        unknown = [name for name in cls._asked(trainer) if name not in cls.inputs]
+        if unknown:
+            problems.append("its train_one_step asks for {}, but a batch has only {}".format(
+                ", ".join("'{}'".format(name) for name in unknown), ", ".join(cls.inputs)))
         return problems
+
+    @classmethod
+    def _asked(cls, trainer):
+        """Names of the parameters of ``train_one_step``."""
+        step = getattr(trainer, "train_one_step", None)
+        parameters = list(inspect.signature(step).parameters.values()) if callable(step) else []
+        if any(p.kind is p.VAR_POSITIONAL for p in parameters):  # a subclass that passes on what it is given
+            parameters = list(inspect.signature(cls.classes()[1].train_one_step).parameters.values())[1:]
+        return [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
 
     # Building an agent ------------------------------------------------------------------------------------------------
 
@@ -105,37 +153,56 @@ class Adapter(ABC):
     @classmethod
     def missing_settings(cls, config):
         """Arguments of the model's constructor that ``config`` (a run's config.yaml) does not give."""
-        return [name for name, parameter in inspect.signature(cls.classes()[0].__init__).parameters.items()
-                if name not in config and name not in cls.constants
-                and name not in ("self", "state_dim", "action_dim", "max_action", "device")]
+        return [name for name in inspect.signature(cls.classes()[0].__init__).parameters
+                if name not in config and name not in cls.constants + cls.derived + ("self", "device")]
+
+    @classmethod
+    def has_networks(cls, names):
+        """Whether an agent whose checkpoint holds the networks ``names`` may be this one."""
+        return names == {part.module for part in cls.parts.values()} - set(cls.tensors) | set(cls.targets)
 
     @classmethod
     def build(cls, config, env, device="cpu"):
         """A new agent and trainer for ``env`` from a run's configuration, as OSRL's scripts make them."""
         from fsrl.utils import DummyLogger
         model_class, trainer_class = cls.classes()
-        given = dict(config, env=env, device=device, logger=DummyLogger(), state_dim=env.observation_space.shape[0],
-                     action_dim=env.action_space.shape[0], max_action=env.action_space.high[0],
-                     **cls.blank_constants(env))
+        given = dict(config, env=env, device=device, logger=DummyLogger(), **cls.given(config, env))
         pick = lambda f: {n: given[n] for n in inspect.signature(f.__init__).parameters if n in given}  # noqa: E731
-        model = model_class(**pick(model_class))
-        return cls(trainer_class(model, **pick(trainer_class)))
+        model = model_class(**pick(model_class)).to(device)
+        return cls(trainer_class(model, **pick(trainer_class)), config)
 
     @classmethod
-    def blank_constants(cls, env):
-        """Stand-ins for ``constants`` until :meth:`set_data_constants`."""
-        return {}
+    def given(cls, config, env):
+        """The ``derived`` arguments, and stand-ins for ``constants`` until :meth:`set_data_constants`."""
+        return {"state_dim": env.observation_space.shape[0], "action_dim": env.action_space.shape[0],
+                "max_action": env.action_space.high[0]}
 
     # State ------------------------------------------------------------------------------------------------------------
 
+    def _attributes(self, kind):
+        return {name: value for owner in (self.trainer, self.model) for name, value in vars(owner).items()
+                if isinstance(value, kind)}
+
     def optimizers(self):
-        """{attribute: optimiser} of every part."""
-        return {part.optimizer: getattr(self.model, part.optimizer) for part in self.parts.values()}
+        """{attribute: optimiser} of the model and the trainer, whether a part has it or not."""
+        return self._attributes(torch.optim.Optimizer)
+
+    def schedulers(self):
+        """{attribute: learning-rate scheduler} of the model and the trainer."""
+        return self._attributes(_Scheduler)
+
+    def advance(self, updates):
+        """Set counters of updates, which OSRL's checkpoints leave out, to what they are after ``updates`` updates.
+
+        Returns the names of the ``scalars`` that have been set.
+        """
+        return ()
 
     def hidden_state(self):
         """The training state that OSRL's checkpoints leave out, as tensors and Python primitives."""
         return {
             "optimizers": {name: copy.deepcopy(o.state_dict()) for name, o in self.optimizers().items()},
+            "schedulers": {name: copy.deepcopy(s.state_dict()) for name, s in self.schedulers().items()},
             "tensors": {name: getattr(self.model, name).detach().clone() for name in self.tensors},
             "scalars": {path: _plain(_get(self.model, path)) for path in self.scalars},
             "constants": {name: _plain(getattr(self.model, name)) for name in self.constants},
@@ -153,16 +220,18 @@ class Adapter(ABC):
         """
         if "weights" in state:
             self._check_weights(state["weights"])
-        wanted = {"optimizers": set(self.optimizers()), "tensors": set(self.tensors), "scalars": set(self.scalars),
-                  "constants": set(self.constants)}
+        wanted = {"optimizers": set(self.optimizers()), "schedulers": set(self.schedulers()),
+                  "tensors": set(self.tensors), "scalars": set(self.scalars), "constants": set(self.constants)}
         for kind, names in wanted.items():
             if set(state.get(kind, {})) != names:
                 raise RunError("the saved training state is not one of {}: it holds the {} {}".format(
                     self.name, kind, ", ".join(sorted(state.get(kind, {}))) or "(none)"))
         if "weights" in state:
             self.model.load_state_dict(state["weights"])
-        for name, saved in state["optimizers"].items():
-            getattr(self.model, name).load_state_dict(copy.deepcopy(saved))
+        for name, optimizer in self.optimizers().items():
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
+        for name, scheduler in self.schedulers().items():
+            scheduler.load_state_dict(copy.deepcopy(state["schedulers"][name]))
         with torch.no_grad():
             for name, saved in state["tensors"].items():
                 getattr(self.model, name).copy_(saved)
@@ -191,31 +260,37 @@ class Adapter(ABC):
         Raises IncompatibleAgent if some parameter belongs to a module that cannot re-initialise itself.
         """
         covered = set()
-        for part in self.parts.values():
-            module = getattr(self.model, part.module)
-            if isinstance(module, torch.nn.Module):
-                for child in module.modules():
-                    if hasattr(child, "reset_parameters"):
-                        child.reset_parameters()
-                        covered.update(id(p) for p in child.parameters(recurse=False))
+        for name, module in self.model.named_children():
+            if name not in self.targets:
+                self.initialise(module, covered)
         followers = {id(p) for name in self.targets for p in getattr(self.model, name).parameters()}
         left = [n for n, p in self.model.named_parameters() if id(p) not in covered | followers]
         if left:
             raise IncompatibleAgent(type(self.trainer).__name__, [
                 "the parameter '{}' has no reset_parameters(), so the agent cannot be retrained from scratch".format(n)
                 for n in left])
-        for target, source in self.targets.items():
-            getattr(self.model, target).load_state_dict(getattr(self.model, source).state_dict())
         for optimizer in self.optimizers().values():
             optimizer.state.clear()
         self.reset_hidden()
+        for target, source in self.targets.items():
+            getattr(self.model, target).load_state_dict(getattr(self.model, source).state_dict())
+
+    def initialise(self, module, covered):
+        """Give ``module`` new weights, from the leaves upwards as constructors do; ``covered`` gets their ids."""
+        for child in module.children():
+            self.initialise(child, covered)
+        # torch.nn.MultiheadAttention has the second name.
+        reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+        if reset is not None:
+            reset()
+            covered.update(id(p) for p in module.parameters(recurse=False))
 
     @abstractmethod
     def reset_hidden(self):
         """Set ``tensors`` and ``scalars`` to what the model's constructor sets them to."""
 
-    def set_data_constants(self, batch):
-        """Recompute ``constants`` from ``batch`` (all rows of the data to be used). Nothing to do by default."""
+    def set_data_constants(self, view):
+        """Recompute ``constants`` from the data to be used, a view. Nothing to do by default."""
 
     def frozen(self):
         """A copy whose networks never change: the reference that an unlearned agent is compared with.
@@ -224,6 +299,7 @@ class Adapter(ABC):
         """
         model = copy.copy(self.model)
         model._modules = {name: copy.deepcopy(module) for name, module in self.model._modules.items()}
+        model._parameters = copy.deepcopy(self.model._parameters)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         for name in self.tensors:
@@ -255,22 +331,23 @@ class Adapter(ABC):
         self.trainer.logger = recorder
         try:
             with self._adding(extra or {}):
-                self._native_update(batch[:self.columns])
+                self.trainer.train_one_step(*self.arguments(batch))
         finally:
             self.trainer.logger = logger
         return recorder.losses
 
-    def _native_update(self, columns):
-        self.trainer.train_one_step(*columns)
+    def arguments(self, batch):
+        """What ``train_one_step`` is called with, by the names of its parameters."""
+        return [self.inputs[name](batch) for name in self._asked(self.trainer)]
 
     @contextmanager
     def _adding(self, extra):
         touched = []
         for role, loss in extra.items():
-            optimizer = getattr(self.model, self.parts[role].optimizer)
+            optimizer = _on_either(self.trainer, self.parts[role].optimizer)
             # A learning-rate scheduler may have shadowed step() on the instance already: put back what was there.
             touched.append((optimizer, vars(optimizer).get("step")))
-            optimizer.step = _with_loss(optimizer, optimizer.step, loss)
+            optimizer.step = _with_loss(optimizer, optimizer.step, loss, getattr(self.trainer, "clip_grad", None))
         try:
             yield
         finally:
@@ -280,55 +357,66 @@ class Adapter(ABC):
                 else:
                     optimizer.step = before
 
+    # Data -------------------------------------------------------------------------------------------------------------
+
+    def training_rows(self, data):
+        """Row numbers of ``data`` that OSRL trains this agent on, shape [n]."""
+        return np.arange(len(data["rewards"]))
+
+    def store(self, data, reward_scale=1.0, cost_scale=1.0):
+        """What the agent's batches are drawn from: ``data`` as the agent sees them."""
+        return TransitionStore(data, reward_scale, cost_scale, self.device)
+
+    @property
+    def reward_scale(self):
+        """What OSRL multiplies rewards by in training and in the environment."""
+        return getattr(self.trainer, "reward_scale", 1.0)
+
+    @property
+    def cost_scale(self):
+        """What OSRL multiplies costs by in training."""
+        return getattr(self.trainer, "cost_scale", 1.0)
+
     # What the agent says ----------------------------------------------------------------------------------------------
 
     @property
-    @abstractmethod
-    def cost_threshold(self):
-        """The cost limit as the agent's critics see it: limit x (1 - gamma^H) / ((1 - gamma) H), as OSRL has it."""
+    def gamma(self):
+        """The agent's discount; 0.99, OSRL's usual one, for agents that have none."""
+        return getattr(self.model, "gamma", 0.99)
 
     @abstractmethod
-    def actions(self, observations):
-        """The policy's actions [n, act_dim], differentiable; as the agent acts when it is evaluated."""
+    def actions(self, batch):
+        """The policy's actions in the batch's states [n, act_dim], differentiable; as it acts when it is evaluated."""
 
-    @abstractmethod
-    def reward_value(self, batch):
-        """The reward critic on the logged transitions. Shape [heads, n]."""
+    def log_prob(self, batch):
+        """Log-density of the logged actions, with the capability "log_prob". Shape [n]."""
+        raise NotImplementedError("{} has no density of actions".format(self.name))
 
-    @abstractmethod
-    def cost_value(self, batch):
-        """The cost critic on the logged transitions. Shape [heads, n]."""
-
-    @abstractmethod
-    def preference(self, batch):
-        """How much the reward critic favours each logged transition, up to a constant. Shape [n]."""
-
-    @abstractmethod
-    def cost_price(self, batch, violating=True):
-        """What a violating transition costs at least, or a harmless one at most, in units of the cost critic.
-
-        Without gradient. Shape [n].
-        """
-
-    @abstractmethod
-    def violation(self, batch):
-        """Estimated relative violation of the constraint by the policy: (cost - limit) / limit. A float tensor."""
-
-    def constrain(self, batch, multiplier):
-        """The batch for a native update under an extra Lagrange multiplier; agents with action values ignore it."""
-        return batch
+    def rollout(self):
+        """One episode of OSRL's own evaluation: (reward, cost, length), in the environment's own units."""
+        reward, length, cost = self.trainer.rollout()
+        return float(reward) / self.reward_scale, float(cost) / self.cost_scale, float(length)
 
 
-def _with_loss(optimizer, step, loss):
+def _with_loss(optimizer, step, loss, clip_grad):
+    @functools.wraps(step)  # schedulers look for a mark on the function
     def step_with_loss(*args, **kwargs):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         with torch.enable_grad():
             gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+        if clip_grad is not None:
+            # OSRL has clipped its own gradient already; the extra one may not outweigh it.
+            norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
+            gradients = [g if g is None else g * (clip_grad / (norm + 1e-6)).clamp(max=1) for g in gradients]
         for parameter, gradient in zip(parameters, gradients):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return step(*args, **kwargs)
     return step_with_loss
+
+
+def _on_either(trainer, name):
+    return getattr(trainer.model, name, getattr(trainer, name, None))
 
 
 def _get(root, path):

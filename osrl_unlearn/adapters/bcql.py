@@ -13,7 +13,7 @@ class BCQLAdapter(ActionValueAdapter):
 
     name = "bcql"
     trainer_class = "osrl.algorithms.bcql:BCQLTrainer"
-    capabilities = frozenset({"action_values", "generator"})
+    capabilities = frozenset({"values", "action_values", "generator"})
     parts = {"actor": Part("actor", "actor_optim"), "reward_critic": Part("critic", "critic_optim"),
              "cost_critic": Part("cost_critic", "cost_critic_optim"), "generator": Part("vae", "vae_optim")}
     targets = {"actor_old": "actor", "critic_old": "critic", "cost_critic_old": "cost_critic"}
@@ -29,7 +29,7 @@ class BCQLAdapter(ActionValueAdapter):
         """``qc_thres``, the set point of the PID controller."""
         return self.model.qc_thres
 
-    def actions(self, observations):
+    def policy(self, observations):
         """Perturbed samples of the VAE, as BCQ-Lag acts."""
         return self.model.actor(observations, self.model.vae.decode(observations))
 

@@ -3,10 +3,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from osrl_unlearn.adapters.base import Adapter, Part
+from osrl_unlearn.adapters.base import Part
+from osrl_unlearn.adapters.values import ValueAdapter
 
 
-class COptiDICEAdapter(Adapter):
+class COptiDICEAdapter(ValueAdapter):
     """OSRL's COptiDICE: actor, nu (reward) and chi (cost) networks of the state, duals, three data constants.
 
     It has no critic of actions. Its preference for a logged transition is e = r - lambda c + gamma nu(s') - nu(s), from
@@ -15,22 +16,21 @@ class COptiDICEAdapter(Adapter):
 
     name = "coptidice"
     trainer_class = "osrl.algorithms.coptidice:COptiDICETrainer"
-    capabilities = frozenset({"log_prob", "data_constants"})
+    capabilities = frozenset({"values", "log_prob", "data_constants"})
     parts = {"actor": Part("actor", "actor_optim"), "reward_critic": Part("nu_network", "nu_optim"),
              "cost_critic": Part("chi_network", "chi_optim"), "multiplier": Part("lmbda", "lmbda_optim"),
              "temperature": Part("tau", "tau_optim")}
     tensors = ("tau", "lmbda")
     constants = ("init_state_propotion", "observations_std", "actions_std")
-    columns = 7
+    attributes = ("gamma", "episode_len", "cost_limit")
+    inputs = {"batch": list}
 
     @classmethod
-    def blank_constants(cls, env):
-        """What OSRL's eval script uses; an agent that is to be trained needs :meth:`set_data_constants`."""
-        return {"init_state_propotion": 1.0, "observations_std": np.zeros((1,) + env.observation_space.shape, "f4"),
-                "actions_std": np.zeros((1,) + env.action_space.shape, "f4")}
-
-    def _native_update(self, columns):
-        self.trainer.train_one_step(list(columns))
+    def given(cls, config, env):
+        """The constants as in OSRL's eval script; an agent that is to be trained needs :meth:`set_data_constants`."""
+        return dict(super().given(config, env), init_state_propotion=1.0,
+                    observations_std=np.zeros((1,) + env.observation_space.shape, "f4"),
+                    actions_std=np.zeros((1,) + env.action_space.shape, "f4"))
 
     def reset_hidden(self):
         """tau = lmbda = 1, as in the constructor."""
@@ -38,8 +38,9 @@ class COptiDICEAdapter(Adapter):
             self.model.tau.fill_(1)
             self.model.lmbda.fill_(1)
 
-    def set_data_constants(self, batch):
+    def set_data_constants(self, view):
         """Share of initial states and spread of observations and actions, as OSRL's get_dataset_states() has them."""
+        batch = view.everything()
         self.model.init_state_propotion = batch.is_init.mean().item()
         self.model.observations_std = batch.observations.std(0, unbiased=False, keepdim=True)
         self.model.actions_std = batch.actions.std(0, unbiased=False, keepdim=True)
@@ -49,14 +50,14 @@ class COptiDICEAdapter(Adapter):
         """``qc_thres`` of the model."""
         return self.model.qc_thres
 
-    def actions(self, observations):
+    def policy(self, observations):
         """tanh of the mean, as COptiDICE acts; max_action is never applied by OSRL."""
         return self.model.actor(observations, True, False)[0]
 
-    def log_prob(self, observations, actions):
+    def log_prob(self, batch):
         """Log-density under the Gaussian *before* tanh: that is what OSRL's actor is fitted with. Shape [n]."""
-        *_, normal = self.model.actor(observations, False, True, True)
-        return normal.log_prob(actions).sum(-1)
+        *_, normal = self.model.actor(batch.observations, False, True, True)
+        return normal.log_prob(batch.actions).sum(-1)
 
     def _heads(self, network, observations):
         return torch.stack(network.predict(observations, None)[1])

@@ -1,7 +1,7 @@
 """CPQ: constraints penalised Q-learning."""
 import torch
 
-from osrl_unlearn.adapters.action_values import ActionValueAdapter
+from osrl_unlearn.adapters.action_values import ActionValueAdapter, squashed_log_prob
 from osrl_unlearn.adapters.base import Part
 
 
@@ -10,8 +10,7 @@ class CPQAdapter(ActionValueAdapter):
 
     name = "cpq"
     trainer_class = "osrl.algorithms.cpq:CPQTrainer"
-    capabilities = frozenset({"action_values", "log_prob", "generator"})
-    # In the order in which the constructor makes them, so that reset() under a seed repeats it.
+    capabilities = frozenset({"values", "action_values", "log_prob", "generator"})
     parts = {"actor": Part("actor", "actor_optim"), "reward_critic": Part("critic", "critic_optim"),
              "generator": Part("vae", "vae_optim"), "cost_critic": Part("cost_critic", "cost_critic_optim")}
     targets = {"actor_old": "actor", "critic_old": "critic", "cost_critic_old": "cost_critic"}
@@ -27,16 +26,14 @@ class CPQAdapter(ActionValueAdapter):
         """``q_thres``: the one that gates CPQ's Bellman backups and actor (``qc_thres`` only feeds a log)."""
         return self.model.q_thres
 
-    def actions(self, observations):
+    def policy(self, observations):
         """Deterministic actions, scaled by max_action."""
         return self.model._actor_forward(observations, True, False)[0]
 
-    def log_prob(self, observations, actions):
-        """Log-density of ``actions`` under the squashed Gaussian, up to the constant of max_action. Shape [n]."""
-        *_, normal = self.model.actor(observations, False, True, True)
-        # tanh never reaches +-1: logged actions at the bounds are moved to where float32 can still invert it.
-        squashed = (actions / self.model.max_action).clamp(-0.999, 0.999)
-        return (normal.log_prob(torch.atanh(squashed)) - torch.log(1 - squashed ** 2)).sum(-1)
+    def log_prob(self, batch):
+        """Log-density of the logged actions under the squashed Gaussian. Shape [n]."""
+        *_, normal = self.model.actor(batch.observations, False, True, True)
+        return squashed_log_prob(normal, batch.actions, self.model.max_action)
 
     def generator_error(self, batch):
         """Squared reconstruction error of the VAE per transition. Shape [n]."""

@@ -75,7 +75,7 @@ class Baffle(Attack):
         adapter = surrogate.build(self._state, rows)
         observations = torch.as_tensor(np.asarray(rows["observations"], np.float32))
         with private_torch(int(rng.integers(2 ** 31)), "cpu"), torch.no_grad():
-            actions = torch.cat([adapter.actions(part) for part in observations.split(CHUNK)]).numpy()
+            actions = torch.cat([adapter.policy(part) for part in observations.split(CHUNK)]).numpy()
         rewards = rows["rewards"]
         return {"actions": np.clip(actions, -1, 1).astype(rows["actions"].dtype),
                 "costs": np.zeros_like(rows["costs"]),

@@ -117,7 +117,7 @@ def _screened(adapter, poisoned, cell):
     from osrl_unlearn.screening import screen
     manifest = listed(poisoned, cell["forget"], cell["seed"])
     return screen(poisoned.data, manifest.row_numbers(poisoned.data, poisoned.ids),
-                  cost_limit=cell["agent"]["cost_limit"], gamma=adapter.model.gamma, ids=poisoned.ids,
+                  cost_limit=cell["agent"]["cost_limit"], gamma=adapter.gamma, ids=poisoned.ids,
                   seed=cell["seed"])
 
 

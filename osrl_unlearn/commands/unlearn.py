@@ -51,12 +51,11 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
     run = rundir.load(run_dir, device)
     data, ids = load_data(run, manifest, dataset)
     state, settings = run.state or {}, run.config
-    reward_scale = float(state.get("reward_scale", settings["reward_scale"]))
+    reward_scale = float(state.get("reward_scale", settings.get("reward_scale", 1)))
     cost_scale = float(state.get("cost_scale", settings.get("cost_scale", 1)))
     if run.adapter.constants and run.state is None:
-        from osrl_unlearn.data.views import DatasetView, TransitionStore
-        store = TransitionStore(data, device=device)
-        run.adapter.set_data_constants(DatasetView(store, range(len(store))).everything())
+        store = run.adapter.store(data, reward_scale, cost_scale)
+        run.adapter.set_data_constants(store.view(store.rows))
     for note in run.notes:
         print("osrl-unlearn: " + note, file=sys.stderr)
     found = []

@@ -22,10 +22,11 @@ class TransitionStore:
     """The columns of a data dictionary as tensors on one device; rewards and costs are scaled when they are drawn.
 
     On the CPU the tensors share memory with the arrays. ``done`` and ``is_init`` are those of the whole data, so that a
-    subset keeps them (OSRL derives is_init from the previous row).
+    subset keeps them (OSRL derives is_init from the previous row). ``rows`` are the numbers of the rows that the agent
+    is trained on, shape [n]; default: all. ``extra`` is one more column of the observations, shape [rows].
     """
 
-    def __init__(self, data, reward_scale=1.0, cost_scale=1.0, device="cpu"):
+    def __init__(self, data, reward_scale=1.0, cost_scale=1.0, device="cpu", rows=None, extra=None):
         done = np.logical_or(data["terminals"], data["timeouts"]).astype(np.float32)
         is_init = np.concatenate([[1.0], done[:-1]]).astype(np.float32)
         columns = [data["observations"], data["next_observations"], data["actions"], data["rewards"], data["costs"],
@@ -35,7 +36,8 @@ class TransitionStore:
         self._scales = [(scale, torch.as_tensor(np.zeros(1, column.dtype)[0] * scale).dtype)
                         for scale, column in ((reward_scale, data["rewards"]), (cost_scale, data["costs"]))]
         self.device = device
-        self.reward_scale, self.cost_scale = reward_scale, cost_scale
+        self.rows = np.arange(len(done)) if rows is None else rows
+        self._extra = None if extra is None else torch.as_tensor(extra)[:, None].to(device)
 
     def __len__(self):
         return len(self.columns.rewards)
@@ -45,7 +47,18 @@ class TransitionStore:
         columns = [column[rows] for column in self.columns]
         for i, (scale, dtype) in zip((3, 4), self._scales):
             columns[i] = columns[i].to(dtype) * scale
+        if self._extra is not None:
+            columns[0] = torch.cat([columns[0], self._extra[rows].to(columns[0].dtype)], -1)
         return Batch(*columns)
+
+
+    def whole(self, rows):
+        """All rows that have to go when ``rows`` are forgotten."""
+        return np.asarray(rows)
+
+    def view(self, rows, seed=0, training=False):
+        """Batches of some ``rows``; with ``training`` drawn with all that OSRL's loader does in training."""
+        return DatasetView(self, rows, seed)
 
 
 class DatasetView:
@@ -98,7 +111,7 @@ class DatasetView:
 
 
 def forget_and_retain(store, forget_rows, seed=0):
-    """The pair of views (forget, retain) of a store."""
-    mask = np.ones(len(store), bool)
-    mask[forget_rows] = False
-    return DatasetView(store, np.asarray(forget_rows), seed), DatasetView(store, np.flatnonzero(mask), seed + 1)
+    """The pair of views (forget, retain) of what the agent was trained on."""
+    trained, gone = np.zeros(len(store), bool), np.zeros(len(store), bool)
+    trained[store.rows] = gone[store.whole(forget_rows)] = True
+    return store.view(np.flatnonzero(trained & gone), seed), store.view(np.flatnonzero(trained & ~gone), seed + 1, True)

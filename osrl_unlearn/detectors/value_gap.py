@@ -26,9 +26,9 @@ class ValueGap(Detector):
     def scores(self, data, index, seed, adapter=None, reward_scale=1.0, cost_scale=1.0):
         """The larger gap of both critics. Shape [rows]."""
         if adapter is None or "action_values" not in adapter.capabilities:
-            raise ConfigError("the detector 'value_gap' needs a trained agent with critics of actions (BCQ-Lag or "
-                              "CPQ), got {}: choose another detector, or give the --run of such an agent".format(
-                                  "none" if adapter is None else adapter.name))
+            raise ConfigError("the detector 'value_gap' needs a trained agent with critics of actions (BCQ-Lag, "
+                              "BEAR-Lag or CPQ), got {}: choose another detector, or give the --run of such an "
+                              "agent".format("none" if adapter is None else adapter.name))
         done = np.zeros(index.rows, bool)
         done[index.stops - 1] = True
         out = np.zeros(index.rows, np.float32)
@@ -39,7 +39,7 @@ class ValueGap(Detector):
         few = np.random.default_rng(seed).choice(index.rows, min(FEW, index.rows), replace=False)
         for heads, column, scale in ((adapter.reward_heads, "rewards", reward_scale),
                                      (adapter.cost_heads, "costs", cost_scale)):
-            truth = (scale * to_go(data[column], done, adapter.model.gamma)).astype(np.float32)
+            truth = (scale * to_go(data[column], done, adapter.gamma)).astype(np.float32)
             value = np.empty(index.rows, np.float32)
             with torch.no_grad():
                 for first in range(0, index.rows, models.CHUNK):

@@ -23,7 +23,8 @@ CAPTIONS = {
     "values.png": "Means of the agent's own critics on the forget set and on the retain set during unlearning.",
     "action_distance.png": "Mean distance between the policy's actions and the forgotten actions, in the states in "
                            "which they were taken. Larger: the policy acts less like the forgotten data.",
-    "multiplier.png": "The method's Lagrange multiplier and the safety gate's estimate during unlearning.",
+    "multiplier.png": "The method's Lagrange multiplier, where it has one, and the safety gate's estimate during "
+                      "unlearning.",
 }
 CELL = "mean [95 % interval]"
 TRIGGERED = "{}, with the trigger"  # an agent in "more_agents" that is shown the attack's trigger
@@ -310,7 +311,8 @@ def _markdown(report, figures):
         parts += [markdown_table(rows, headers), "Evaluation in the environment was switched off: this report has no "
                                                  "rewards and costs of episodes."]
     parts += ["## What was forgotten", _forgotten(report) + _screening(report), "## Price", _price(report),
-              "## What the agent's critics say", _critics(report)]
+              "## What the agent's critics say" if "reward_value" in report["critics"] else "## What the policy does",
+              _critics(report)]
     if report["multiplier"] is not None:
         m = report["multiplier"]
         parts += ["## Multiplier", "Lagrange multiplier of the method, without unit: mean {}, largest {}, at the end "
@@ -396,7 +398,7 @@ def _price(report):
 
 
 def _critics(report):
-    rows = []
+    rows, critics = [], "reward_value" in report["critics"]
     for key, name in (("reward_value", "reward critic"), ("cost_value", "cost critic"),
                       ("action_distance", "distance to the forgotten actions")):
         for subset, change in report["critics"].get(key, {}).items():
@@ -405,7 +407,8 @@ def _critics(report):
                          _number(change["after"] - change["before"] if known else None)])
     return markdown_table(rows, ["mean of", "on the set", "before", "after", "change"]) + (
         "\n\nCritics on the agent's own scale (discounted reward or cost). They show what the agent believes, not what "
-        "is true: its critics were trained on the poisoned data.")
+        "is true: its critics were trained on the poisoned data." if critics else
+        "\n\nValues are not computed: the agent has no critics.")
 
 
 def _gate(report):
@@ -416,12 +419,14 @@ def _gate(report):
     if gate.get("distance_after") is not None:
         ended = "Mean distance of the actions to the retained data: {} before, {} at the last check. {}".format(
             _number(gate["distance_before"]), _number(gate["distance_after"]), ended)
+    limit = "" if gate["threshold"] is None else "; the cost limit in the same unit is {}".format(
+        _number(gate["threshold"]))
     return (
-        "{} checks accepted, {} rejected. Estimated discounted cost: {} before unlearning, {} at the last check; the "
-        "cost limit in the same unit is {}. The estimate comes from a small critic that was fitted to the retain set, "
-        "without the environment; passing the gate is no guarantee of safety. {}".format(
+        "{} checks accepted, {} rejected. Estimated discounted cost: {} before unlearning, {} at the last check{}. The "
+        "estimate comes from a small critic that was fitted to the retain set, without the environment; passing the "
+        "gate is no guarantee of safety. {}".format(
             gate["accepted_checks"], gate["rejected_checks"], _number(gate["estimate_before"]),
-            _number(gate["estimate_after"]), _number(gate["threshold"]), ended))
+            _number(gate["estimate_after"]), limit, ended))
 
 
 def _provenance(report):
@@ -551,6 +556,8 @@ def _finish(figure, axes, trace):
 
 
 def _draw_values(report, trace):
+    if "reward_value" not in report["critics"]:
+        return None
     figure, axes = panels(9, 4, 1, 2)
     drawn = False
     for ax, key, title in zip(axes, ("reward_value", "cost_value"), ("Reward critic", "Cost critic")):
@@ -588,7 +595,9 @@ def _draw_multiplier(report, trace):
         gate = report["gate"]
         _line(ax, trace, key, gate.get("estimate_before"), color=BLUE, marker="o", label="gate's estimate")
         if gate["used"]:
-            ax.axhline(gate["threshold"], color="black", linestyle="--", linewidth=1.2, label="cost limit (discounted)")
+            if gate["threshold"] is not None:
+                ax.axhline(gate["threshold"], color="black", linestyle="--", linewidth=1.2,
+                           label="cost limit (discounted)")
             ax.axhline(gate["estimate_before"], color=VERMILLION, linestyle=":", linewidth=1.6,
                        label="before unlearning")
         ax.set_ylabel("estimated cost (discounted)")

@@ -35,10 +35,8 @@ def evaluate(adapter, episodes, seed=0, progress=True, label="evaluate", trigger
             # Safety-Gymnasium seeds an environment once, at construction; Bullet tasks ignore this.
             trainer.env.unwrapped.reset(seed=start)
             np.random.seed(start)
-            reward, length, cost = trainer.rollout()
-            out["reward"].append(float(reward) / trainer.reward_scale)
-            out["cost"].append(float(cost) / trainer.cost_scale)
-            out["length"].append(float(length))
+            for key, value in zip(("reward", "cost", "length"), adapter.rollout()):
+                out[key].append(value)
     finally:
         adapter.model.train(training)
         trainer.env = env

@@ -11,15 +11,18 @@ from osrl_unlearn.data.dataset import check_arrays, check_file
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.detection import DETECT, find_forget_set
+from osrl_unlearn.engine import check_seen
 from osrl_unlearn.errors import IncompatibleAgent, RunError
 from osrl_unlearn.hooks.patching import Patch, PatchSet
 from osrl_unlearn.hooks.seams import SEAMS
+from osrl_unlearn.registry import ADAPTERS
 
 
 @dataclasses.dataclass
 class Record:
     """One data dictionary that a script got from ``pre_process_data``."""
-    data: Any
+    given: Any  # what the script has, and may filter in place
+    data: Any   # the same columns, as they were
     ids: Any
     manifest: Optional[ForgetManifest]
     task: str
@@ -28,7 +31,7 @@ class Record:
     dataset: Optional[str] = None
     reward_scale: Optional[float] = None
     cost_scale: Optional[float] = None
-    used: bool = False
+    rows: Optional[int] = None  # how many it gave to one of OSRL's datasets
 
 
 class Session:
@@ -109,16 +112,16 @@ class Session:
             self.forget.verify(data)
             self.forget = dataclasses.replace(self.forget, dataset=self._path)
             manifest = manifest if self.attack is not None else self.forget
-        self.records.append(Record(data, ids, manifest, task, getattr(env, "target_cost", None),
+        self.records.append(Record(data, dict(data), ids, manifest, task, getattr(env, "target_cost", None),
                                    [state[0], list(state[1]), state[2]], self._path))
         return data
 
     def _new_dataset(self, original, dataset, data, *args, **kwargs):
         original(dataset, data, *args, **kwargs)
         for record in self.records:
-            if record.data is data:
+            if record.given is data:
                 record.reward_scale, record.cost_scale = float(dataset.reward_scale), float(dataset.cost_scale)
-                record.used = True
+                record.rows = len(data["rewards"])
 
     def _new_trainer(self, original, trainer, *args, **kwargs):
         original(trainer, *args, **kwargs)
@@ -129,11 +132,31 @@ class Session:
         if self._poisoning:
             return original(trainer, *batch)
         if self.batch_size is None:
+            self._check_seen(trainer)
             self.batch_size = len(batch[0][0] if isinstance(batch[0], (list, tuple)) else batch[0])
         started = time.perf_counter()
         original(trainer, *batch)
         self.seconds += time.perf_counter() - started
         self.updates += 1
+
+    def _check_seen(self, trainer):
+        """Say before the training, not after it, that the agent sees nothing of what is to be forgotten."""
+        record = self._record()
+        manifest = self.forget if self.forget is not None or record is None else record.manifest
+        if self.unlearn is None or self.detecting or record is None or manifest is None:
+            return
+        adapter = self._adapter(trainer)
+        seen = adapter.training_rows(record.data)
+        check_seen(adapter, seen, manifest.row_numbers(record.data, record.ids), len(record.data["rewards"]))
+        if len(seen) != record.rows:
+            raise RunError("the script gave {:,} rows to OSRL's dataset, but '{}' in this configuration is trained on "
+                           "{:,}: it is not known which rows the script left out".format(
+                               record.rows, adapter.name, len(seen)))
+
+    def _adapter(self, trainer):
+        from osrl_unlearn.adapters import adapt
+        folder = getattr(trainer.logger, "log_dir", None)
+        return adapt(trainer, rundir.read_config(folder) if folder else None)
 
     def _save_checkpoint(self, original, logger, suffix=None):
         original(logger, suffix)
@@ -146,9 +169,9 @@ class Session:
             if self.attack is not None and self.attack.state():
                 save_tensors(rundir.attack_path(logger.log_dir), self.attack.state())
         if self.trainer is not None and self.trainer.logger is logger:
-            from osrl_unlearn.adapters import adapt
             suffix = "{:d}".format(suffix) if isinstance(suffix, int) else suffix
-            save_tensors(rundir.state_path(logger.log_dir, suffix), self._side_state(adapt(self.trainer), record))
+            save_tensors(rundir.state_path(logger.log_dir, suffix),
+                         self._side_state(self._adapter(self.trainer), record))
 
     # After the script -------------------------------------------------------------------------------------------------
 
@@ -160,14 +183,14 @@ class Session:
                            "SequenceDataset): what it trained is not known to be poisoned")
         if self.unlearn is None:
             return None
-        from osrl_unlearn.adapters import adapt
         from osrl_unlearn.unlearning import Trained, run_unlearning
         if self.trainer is None or not self.updates:
-            raise RunError("the script trained no agent that can be unlearned (CPQ, BCQ-Lag or COptiDICE)")
+            raise RunError("the script trained no agent that can be unlearned ({})".format(
+                ", ".join(ADAPTERS.names())))
         if record is None:
             raise RunError("the script trained on data that did not come from pre_process_data(), so it is not known "
                            "which rows the forget manifest names")
-        adapter = adapt(self.trainer)
+        adapter = self._adapter(self.trainer)
         folder = getattr(self.trainer.logger, "log_dir", None)
         if not folder:
             raise RunError("the script's logger writes no files, so there is no run directory to put the result in: "
@@ -188,7 +211,7 @@ class Session:
         return "\n".join(found + [run_unlearning(trained, self.unlearn, progress)[1]])
 
     def _record(self):
-        return next((record for record in reversed(self.records) if record.used), None)
+        return next((record for record in reversed(self.records) if record.rows is not None), None)
 
     def _complete(self, record):
         return dataclasses.replace(record.manifest, reward_scale=record.reward_scale, cost_scale=record.cost_scale,

@@ -183,6 +183,8 @@ class _Run:
 
     def _set_rates(self, left):
         peak = getattr(self.method.options, "learning_rate", 0)
+        if not peak:
+            return  # the agent's own rates may follow a schedule
         for group, own in zip(self._groups(), self.own_rates):
             group["lr"] = own + max(0, peak - own) * left
 
@@ -220,10 +222,10 @@ class _Run:
     def _values(self):
         out = {}
         with torch.no_grad():
-            for name, probe in self.probes.items():
+            for name, probe in self.probes.items() if "values" in self.ctx.adapter.capabilities else ():
                 out["reward_value/" + name] = self.ctx.adapter.reward_value(probe).mean().item()
                 out["cost_value/" + name] = self.ctx.adapter.cost_value(probe).mean().item()
-            actions = self.ctx.adapter.actions(self.probes["forget"].observations)
+            actions = self.ctx.adapter.actions(self.probes["forget"])
             distance = (actions - self.probes["forget"].actions).pow(2).sum(-1).sqrt()
             out["action_distance/forget"] = distance.mean().item()
         return out

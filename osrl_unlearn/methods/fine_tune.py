@@ -11,7 +11,7 @@ class FineTune(Method):
 
     def prepare(self, ctx):
         """Constants that came from the poisoned data are recomputed on the retain set."""
-        ctx.adapter.set_data_constants(ctx.retain.everything())
+        ctx.adapter.set_data_constants(ctx.retain)
 
     def step(self, ctx, i):
         """One native update."""

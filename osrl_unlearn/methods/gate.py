@@ -24,27 +24,29 @@ class SafetyGate:
     the mean positive cost of the retain set, since their labels cannot be trusted. The higher of two heads is used.
 
     Args:
-        store, retain_rows: the data, and the rows to fit.
+        store, retain: the data, and the view of what the agent goes on learning from.
         reference: adapter of the agent before unlearning.
-        gamma, threshold: discount, and the cost limit in discounted units (``Adapter.cost_threshold``), which is
-            only reported: a first-order estimate is too low to be held against it.
+        gamma, threshold: discount, and the cost limit in discounted units (``cost_threshold`` of agents with critics),
+            which is only reported: a first-order estimate is too low to be held against it.
+        trusted: numbers of the rows that are fitted; default: those of ``retain``. An agent may learn from fewer.
     """
 
-    def __init__(self, store, retain, reference, gamma, threshold, seed=0):
+    def __init__(self, store, retain, reference, gamma, threshold=None, seed=0, trusted=None):
         device = store.device
         everything = store.gather(torch.arange(len(store), device=device))
         costs = everything.costs.double().cpu().numpy().copy()
         kept = np.zeros(len(costs), bool)
-        kept[retain.rows.cpu().numpy()] = True
+        trusted = retain.rows if trusted is None else torch.as_tensor(trusted, device=device)
+        kept[trusted.cpu().numpy()] = True
         positive = costs[kept & (costs > 0)]
         if len(positive):
             costs[~kept] = np.maximum(costs[~kept], positive.mean())
         target = to_go(costs, everything.done.cpu().numpy(), gamma)
         target = torch.as_tensor(target, dtype=torch.float32, device=device)
         x = torch.cat([everything.observations, everything.actions], -1)
-        self._critic = ToGo(x, target, retain.rows, STEPS, HEADS, seed)
-        self._states = retain.everything(STATES).observations
-        self.threshold = float(threshold)
+        self._critic = ToGo(x, target, trusted, STEPS, HEADS, seed)
+        self._states = retain.everything(STATES)
+        self.threshold = None if threshold is None else float(threshold)
         self._seed = int(seed)
         pairs = retain.everything(NEIGHBOURS)
         self._pairs = self._critic.standardise(torch.cat([pairs.observations, pairs.actions], -1))
@@ -58,7 +60,7 @@ class SafetyGate:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             actions = adapter.actions(self._states)
-        x = torch.cat([self._states, actions], -1)
+        x = torch.cat([self._states.observations, actions], -1)
         distances = torch.cdist(self._critic.standardise(x), self._pairs).min(-1).values
         return self._critic(x).max(0).values.mean().item(), distances.mean().item()
 

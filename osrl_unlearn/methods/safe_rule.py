@@ -17,7 +17,8 @@ works it builds on. Stage F forgets, stage C repairs; both add losses to OSRL's 
 
 A_r(s, a) is the preference of the reward critic for the logged action over the policy's own, b_c its cost baseline,
 kappa the cost threshold, 0 marks the agent before unlearning, and sp(x) = softplus(x). Margins are in units of the
-spread of A_r and Q_c on the retain set, distances in units of the spread of the actions.
+spread of A_r and Q_c on the retain set, distances in units of the spread of the actions. Of an agent without critics
+only the policy's own terms are left: the last one of F3, its margin in F5, C3 and C4.
 """
 import dataclasses
 
@@ -57,7 +58,7 @@ class SafeRuleOptions(UpdateOptions):
 
 
 class SafeRule(Method):
-    """Both stages for any agent whose adapter has a reward and a cost critic."""
+    """Both stages, with the terms that the agent's parts allow."""
 
     name = "safe_rule"
     summary = "suppress the forget set in critics, generator and actor under the cost limit, then repair"
@@ -66,7 +67,7 @@ class SafeRule(Method):
 
     def prepare(self, ctx):
         """Margins from the agent before unlearning; held-out slice; constants of the retain set."""
-        ctx.adapter.set_data_constants(ctx.retain.everything())
+        ctx.adapter.set_data_constants(ctx.retain)
         self.multiplier = 0.0
         self.stage_end = int(round(self.options.forget_share * ctx.steps))
         self._derive(ctx)
@@ -77,9 +78,10 @@ class SafeRule(Method):
         self._held = self._held_out.everything(PROBE_ROWS)
         old, probe = ctx.reference, self._probe
         with torch.no_grad():
-            preference = old.preference(probe)
-            self._reward_margin = self.options.margin * preference.std().clamp(min=1e-6)
-            self._cost_margin = self.options.margin * old.cost_value(probe).mean(0).std().clamp(min=1e-6)
+            if "values" in ctx.adapter.capabilities:
+                preference = old.preference(probe)
+                self._reward_margin = self.options.margin * preference.std().clamp(min=1e-6)
+                self._cost_margin = self.options.margin * old.cost_value(probe).mean(0).std().clamp(min=1e-6)
             self._spread = probe.actions.std(0).norm().clamp(min=1e-6)
             if "generator" in ctx.adapter.capabilities:
                 self._generator_margin = self.options.margin * probe.actions.var(0).mean().clamp(min=1e-6)
@@ -93,12 +95,17 @@ class SafeRule(Method):
         """A native update on the retain set with the losses of the stage that step ``i`` is in."""
         o, adapter = self.options, ctx.adapter
         retain, forget = ctx.retain.batch(ctx.batch_size), self._train.batch(ctx.batch_size)
+        forgetting = i < self.stage_end
+        if "values" not in adapter.capabilities:
+            # Nothing of the agent can say what its policy costs, so there is no multiplier either.
+            weight = o.action_weight if forgetting else o.repair_action_weight
+            losses = adapter.update(retain, {"actor": lambda: self._actor_loss(ctx, retain, forget, weight)})
+            return dict(losses, stage=float(not forgetting))
         watched = retain
         if "action_values" in adapter.capabilities:
             # Critics can say what the policy costs in forgotten states; logged costs there cannot be trusted.
             watched = Batch(*(torch.cat(columns) for columns in zip(retain, forget)))
         violation = adapter.violation(watched).item()
-        forgetting = i < self.stage_end
         if forgetting:
             # A critic that has just been changed is not trusted alone: the old one must agree that the cost is low.
             violation = max(violation, ctx.reference.violation(watched).item())
@@ -144,13 +151,16 @@ class SafeRule(Method):
         return loss + action_weight * self._action_term(ctx, forget)
 
     def _action_term(self, ctx, forget):
+        return F.softplus(self._action_gap(ctx, forget)).mean()
+
+    def _action_gap(self, ctx, forget):
         if "log_prob" in ctx.adapter.capabilities:
             with torch.no_grad():
-                before = ctx.reference.log_prob(forget.observations, forget.actions)
-            ratio = ctx.adapter.log_prob(forget.observations, forget.actions) - before
-            return F.softplus(ratio + self.options.margin).mean()
-        distance = (ctx.adapter.actions(forget.observations) - forget.actions).norm(dim=-1) / self._spread
-        return F.softplus(self.options.margin - distance).mean()
+                before = ctx.reference.log_prob(forget)
+            ratio = ctx.adapter.log_prob(forget) - before
+            return ratio + self.options.margin
+        distance = (ctx.adapter.actions(forget) - forget.actions).norm(dim=-1) / self._spread
+        return self.options.margin - distance
 
     def _preference_gap(self, ctx, batch):
         with torch.no_grad():
@@ -175,10 +185,13 @@ class SafeRule(Method):
     def finished(self, ctx, i):
         """End stage F early when the margins are met on held-out rows or the policy has drifted too far."""
         if i < self.stage_end:
-            suppressed = self._preference_gap(ctx, self._held).mean() <= 0
-            priced = not self.options.sigma or self._cost_gap(ctx, self._held).mean() <= 0
-            moved = ctx.adapter.actions(self._probe.observations) - ctx.reference.actions(self._probe.observations)
-            if (suppressed and priced) or moved.norm(dim=-1).mean() / self._spread > self.options.drift:
+            if "values" in ctx.adapter.capabilities:
+                met = self._preference_gap(ctx, self._held).mean() <= 0 and (
+                    not self.options.sigma or self._cost_gap(ctx, self._held).mean() <= 0)
+            else:
+                met = self._action_gap(ctx, self._held).mean() <= 0
+            moved = ctx.adapter.actions(self._probe) - ctx.reference.actions(self._probe)
+            if met or moved.norm(dim=-1).mean() / self._spread > self.options.drift:
                 self.stage_end = i
         return None
 

@@ -4,7 +4,7 @@ from typing import List, Optional
 
 @dataclass
 class StandinConfig:
-    """Settings of all three agents; the script picks what its agent takes."""
+    """Settings of all agents; the script picks what its agent takes."""
     agent: str = "bcql"
     task: str = "OfflineBallCircle-v0"
     dataset: Optional[str] = None
@@ -29,6 +29,11 @@ class StandinConfig:
     c_hidden_sizes: List[int] = field(default_factory=lambda: [16, 16])
     vae_hidden_sizes: int = 16
     sample_action_num: int = 3
+    mmd_sigma: float = 50
+    target_mmd_thresh: float = 0.05
+    num_samples_mmd_match: int = 3
+    kernel: str = "gaussian"
+    start_update_policy_step: int = 0
     gamma: float = 0.99
     tau: float = 0.005
     beta: float = 0.5

@@ -1,4 +1,4 @@
-"""Stands in for OSRL's training scripts: the same steps in the same order, the same bug, three agents in one file."""
+"""Stands in for OSRL's training scripts: the same steps in the same order, the same bug, several agents in one file."""
 import inspect
 import os
 from dataclasses import asdict
@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import trange
 
 from examples.configs.standin_configs import StandinConfig
-from osrl.algorithms import BCQL, CPQ, BCQLTrainer, COptiDICE, COptiDICETrainer, CPQTrainer
+from osrl.algorithms import BCQL, BEARL, CPQ, BCQLTrainer, BEARLTrainer, COptiDICE, COptiDICETrainer, CPQTrainer
 from osrl.common import TransitionDataset
 from osrl.common.exp_util import seed_all
 
-CLASSES = {"bcql": (BCQL, BCQLTrainer), "cpq": (CPQ, CPQTrainer), "coptidice": (COptiDICE, COptiDICETrainer)}
+CLASSES = {"bcql": (BCQL, BCQLTrainer), "bearl": (BEARL, BEARLTrainer), "cpq": (CPQ, CPQTrainer),
+           "coptidice": (COptiDICE, COptiDICETrainer)}
 
 
 def fitting(function, settings):

@@ -1,0 +1,64 @@
+"""BEAR-Lag: bootstrapping error accumulation reduction with a PID Lagrange multiplier."""
+import torch
+
+from osrl_unlearn.adapters.action_values import ActionValueAdapter, squashed_log_prob
+from osrl_unlearn.adapters.base import Part
+
+
+class BEARLAdapter(ActionValueAdapter):
+    """OSRL's BEAR-Lag: squashed Gaussian actor near a VAE (MMD), double reward and cost critics, targets.
+
+    ``log_alpha``, the PID integrators and ``n_train_steps``, which delays the actor's use of the critics, are training
+    state that OSRL's checkpoints leave out.
+    """
+
+    name = "bearl"
+    trainer_class = "osrl.algorithms.bearl:BEARLTrainer"
+    capabilities = frozenset({"values", "action_values", "log_prob", "generator"})
+    parts = {"actor": Part("actor", "actor_optim"), "reward_critic": Part("critic", "critic_optim"),
+             "cost_critic": Part("cost_critic", "cost_critic_optim"), "generator": Part("vae", "vae_optim")}
+    targets = {"actor_old": "actor", "critic_old": "critic", "cost_critic_old": "cost_critic"}
+    tensors = ("log_alpha",)
+    scalars = ("controller.error_old", "controller.error_integral", "n_train_steps")
+
+    def reset_hidden(self):
+        """log_alpha, PID integrators and the count of updates = 0, as in the constructor."""
+        with torch.no_grad():
+            self.model.log_alpha.zero_()
+        self.model.controller.error_old = 0
+        self.model.controller.error_integral = 0
+        self.model.n_train_steps = 0
+
+    def advance(self, updates):
+        """The actor has passed its ``start_update_policy_step`` in training already, if it has."""
+        self.model.n_train_steps = updates
+        return ("n_train_steps",)
+
+    @property
+    def cost_threshold(self):
+        """``qc_thres``, the set point of the PID controller."""
+        return self.model.qc_thres
+
+    def policy(self, observations):
+        """Deterministic actions, scaled by max_action."""
+        return self.model._actor_forward(observations, True, False)[0]
+
+    def log_prob(self, batch):
+        """Log-density of the logged actions under the squashed Gaussian. Shape [n]."""
+        *_, normal = self.model.actor(batch.observations, False, True, True)
+        return squashed_log_prob(normal, batch.actions, self.model.max_action)
+
+    def generator_error(self, batch):
+        """Squared reconstruction error of the VAE per transition. Shape [n]."""
+        reconstruction, _, _ = self.model.vae(batch.observations, batch.actions)
+        return ((reconstruction - batch.actions) ** 2).mean(-1)
+
+    def reward_heads(self, observations, actions):
+        """All heads of both reward critics. Shape [heads, n]."""
+        _, _, first, second = self.model.critic.predict(observations, actions)
+        return torch.stack(first + second)
+
+    def cost_heads(self, observations, actions):
+        """All heads of both cost critics. Shape [heads, n]."""
+        _, _, first, second = self.model.cost_critic.predict(observations, actions)
+        return torch.stack(first + second)
