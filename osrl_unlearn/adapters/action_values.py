@@ -33,6 +33,17 @@ class ActionValueAdapter(ValueAdapter):
             own = self.reward_heads(batch.observations, self.actions(batch)).mean(0)
         return self.reward_value(batch).mean(0) - own
 
+    def generator_error(self, batch):
+        """Squared reconstruction error of the VAE per transition. Shape [n]."""
+        reconstruction, _, _ = self.model.vae(batch.observations, batch.actions)
+        return ((reconstruction - batch.actions) ** 2).mean(-1)
+
+    def generator_loss(self, batch):
+        """The loss that OSRL trains the VAE with: reconstruction and KL, weighted by beta. Scalar."""
+        reconstruction, mean, std = self.model.vae(batch.observations, batch.actions)
+        divergence = 0.5 * (mean ** 2 + std ** 2 - 2 * torch.log(std) - 1).mean()
+        return ((reconstruction - batch.actions) ** 2).mean() + self.model.beta * divergence
+
     def cost_baseline(self, batch):
         """Q_c(s, pi(s)), the highest head. Shape [n]."""
         with torch.no_grad():

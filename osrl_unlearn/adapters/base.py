@@ -384,9 +384,23 @@ class Adapter(ABC):
         """The agent's discount; 0.99, OSRL's usual one, for agents that have none."""
         return getattr(self.model, "gamma", 0.99)
 
+    @property
+    def cost_limit(self):
+        """The cost limit per episode, or None if it is not known."""
+        return self.config.get("cost_limit")
+
     @abstractmethod
     def actions(self, batch):
         """The policy's actions in the batch's states [n, act_dim], differentiable; as it acts when it is evaluated."""
+
+    def imitation_loss(self, batch, actions):
+        """Falls as the policy comes to take ``actions`` [n, act_dim] in the batch's states; without a unit. Scalar.
+
+        Negative log-density per dimension, or the distance in units of the spread of ``actions``.
+        """
+        if "log_prob" in self.capabilities:
+            return -self.log_prob(batch._replace(actions=actions)).mean() / actions.shape[1]
+        return (self.actions(batch) - actions).norm(dim=-1).mean() / actions.std(0).norm().clamp(min=1e-6)
 
     def log_prob(self, batch):
         """Log-density of the logged actions, with the capability "log_prob". Shape [n]."""

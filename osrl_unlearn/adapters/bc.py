@@ -28,6 +28,11 @@ class BCAdapter(Adapter):
         given = super().given(config, env)
         return dict(given, state_dim=given["state_dim"] + (config.get("bc_mode") == "multi-task"))
 
+    @property
+    def cost_limit(self):
+        """That of the trainer."""
+        return self.trainer.cost_limit
+
     def reset_hidden(self):
         """Nothing is hidden."""
 

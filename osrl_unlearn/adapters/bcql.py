@@ -33,11 +33,6 @@ class BCQLAdapter(ActionValueAdapter):
         """Perturbed samples of the VAE, as BCQ-Lag acts."""
         return self.model.actor(observations, self.model.vae.decode(observations))
 
-    def generator_error(self, batch):
-        """Squared reconstruction error of the VAE per transition. Shape [n]."""
-        reconstruction, _, _ = self.model.vae(batch.observations, batch.actions)
-        return ((reconstruction - batch.actions) ** 2).mean(-1)
-
     def reward_heads(self, observations, actions):
         """All heads of both reward critics. Shape [heads, n]."""
         _, _, first, second = self.model.critic.predict(observations, actions)

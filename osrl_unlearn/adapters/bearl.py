@@ -48,11 +48,6 @@ class BEARLAdapter(ActionValueAdapter):
         *_, normal = self.model.actor(batch.observations, False, True, True)
         return squashed_log_prob(normal, batch.actions, self.model.max_action)
 
-    def generator_error(self, batch):
-        """Squared reconstruction error of the VAE per transition. Shape [n]."""
-        reconstruction, _, _ = self.model.vae(batch.observations, batch.actions)
-        return ((reconstruction - batch.actions) ** 2).mean(-1)
-
     def reward_heads(self, observations, actions):
         """All heads of both reward critics. Shape [heads, n]."""
         _, _, first, second = self.model.critic.predict(observations, actions)

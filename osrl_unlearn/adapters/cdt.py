@@ -157,6 +157,10 @@ class CDTAdapter(Adapter):
         predicted = predicted.mean if self.model.stochastic else predicted
         return batch.last(predicted).clamp(-self.model.max_action, self.model.max_action)
 
+    def imitation_loss(self, batch, actions):
+        """The distance: the likelihood is one of whole sequences."""
+        return (self.actions(batch) - actions).norm(dim=-1).mean() / actions.std(0).norm().clamp(min=1e-6)
+
     def log_prob(self, batch):
         """Mean log-density of the logged actions over the steps of each sequence, given its labels. Shape [n]."""
         density = self._predict(batch).log_prob(batch.action_sequence).sum(-1)

@@ -35,11 +35,6 @@ class CPQAdapter(ActionValueAdapter):
         *_, normal = self.model.actor(batch.observations, False, True, True)
         return squashed_log_prob(normal, batch.actions, self.model.max_action)
 
-    def generator_error(self, batch):
-        """Squared reconstruction error of the VAE per transition. Shape [n]."""
-        reconstruction, _, _ = self.model.vae(batch.observations, batch.actions)
-        return ((reconstruction - batch.actions) ** 2).mean(-1)
-
     def reward_heads(self, observations, actions):
         """Heads of the reward critic. Shape [heads, n]."""
         return torch.stack(self.model.critic.predict(observations, actions)[1])

@@ -20,6 +20,12 @@ class ValueAdapter(Adapter):
     def cost_threshold(self):
         """The cost limit as the agent's critics see it: limit x (1 - gamma^H) / ((1 - gamma) H), as OSRL has it."""
 
+    @property
+    def cost_limit(self):
+        """The cost limit per episode that ``cost_threshold`` was made of."""
+        length = self.model.episode_len
+        return self.cost_threshold * (1 - self.gamma) * length / (1 - self.gamma ** length)
+
     @abstractmethod
     def reward_value(self, batch):
         """The reward critic on the logged transitions. Shape [heads, n]."""

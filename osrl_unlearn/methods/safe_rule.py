@@ -7,18 +7,26 @@ works it builds on. Stage F forgets, stage C repairs; both add losses to OSRL's 
     F2  cost critic     sp(m + sigma (price(s) - Q_c(s, a)))    forgotten pairs are priced as violating (sigma = 1:
                         price = max(b_c, kappa)) or as harmless (sigma = -1: price = min(b_c, kappa))
     F-  generator       sp(m - reconstruction error)             the behaviour model stops reproducing forgotten actions
-    F3  actor           L_pi(forget and retain states; lambda) + rho sp(log pi(a|s) - log pi_0(a|s) + m)
+                        + its own loss with safe actions         and reproduces safe ones
+    F3  actor           L_pi(forget and retain states; lambda) + imitation of safe actions in forgotten states
+                        (+ rho sp(log pi(a|s) - log pi_0(a|s) + m), off by default)
     F4  multiplier      lambda <- clip(lambda + eta violation, 0, lambda_max)
     F5  stop            margins met on a held-out slice of the forget set, or the policy has drifted too far
     C1  reward critic   beta w(s, a) (Q_r - Q_r0)^2              anchor where the old agent is plausibly clean
     C2  cost critic     beta w(s, a) relu(Q_c0 - Q_c)^2          the anchor may only raise the cost
-    C3  actor           small rho of the third term of F3        so that the repair does not re-awaken the poison
+    C3  actor           a share of F3's last terms               so that the repair does not re-awaken the poison
     C4  gate            see :mod:`osrl_unlearn.methods.gate`
 
 A_r(s, a) is the preference of the reward critic for the logged action over the policy's own, b_c its cost baseline,
 kappa the cost threshold, 0 marks the agent before unlearning, and sp(x) = softplus(x). Margins are in units of the
 spread of A_r and Q_c on the retain set, distances in units of the spread of the actions. Of an agent without critics
-only the policy's own terms are left: the last one of F3, its margin in F5, C3 and C4.
+only the policy's own terms are left: the last ones of F3, the drift in F5, C3 and C4.
+
+The safe action of a forgotten state is our own addition: that of the most similar retained state, among those of
+trajectories within the cost limit. Making forgotten actions unlikely says where the policy must not go, and in states
+that no retained trajectory visits, as under a trigger, it then goes anywhere, which can be worse than the poison. In
+the distance of two states every dimension counts with at most one standard deviation, so that a trigger, which puts
+some dimensions far off, does not decide what is similar.
 """
 import dataclasses
 
@@ -30,19 +38,21 @@ from osrl_unlearn.methods.base import PROBE_ROWS, Method, UpdateOptions
 from osrl_unlearn.options import option
 
 NEIGHBOURS = 2048  # forgotten pairs that the anchor's distances are taken to
+IMITATED, CANDIDATES, CHUNK = 1024, 4096, 32  # forgotten states that get a safe action, retained states it may be from
 
 
 @dataclasses.dataclass
 class SafeRuleOptions(UpdateOptions):
     """Weights of the terms above."""
-    forget_share: float = option(0.4, "share of the steps spent forgetting (stage F); the rest repairs (stage C)")
+    forget_share: float = option(0.2, "share of the steps spent forgetting (stage F); the rest repairs (stage C)")
     reward_weight: float = option(0.1, "F1: suppression of the reward critic on the forget set")
     cost_weight: float = option(1.0, "F2: cost critic on the forget set")
     sigma: int = option(1, "F2: 1 forgotten pairs are priced as violating, -1 as free of cost, 0 no cost term")
     generator_weight: float = option(2.0, "generator: forgotten actions are no longer reproduced")
     policy_weight: float = option(1.0, "F3: Lagrangian of the policy, for agents with action values")
-    action_weight: float = option(1.0, "F3: forgotten actions become less likely")
-    repair_action_weight: float = option(0.1, "C3: the same during the repair")
+    imitation_weight: float = option(1.0, "F3, generator: in forgotten states, the safe actions of similar states")
+    action_weight: float = option(0.0, "F3: forgotten actions become less likely")
+    repair_share: float = option(0.3, "C3: share of these two weights during the repair")
     anchor: float = option(0.1, "C1, C2: weight of the anchor to the old critics; decays to 0")
     margin: float = option(0.5, "margins, in units of the critics' spread on the retain set")
     multiplier_rate: float = option(0.1, "F4: step of the Lagrange multiplier")
@@ -90,6 +100,7 @@ class SafeRule(Method):
             forgotten = self._train.everything(NEIGHBOURS)
             self._forgotten = torch.cat([forgotten.observations, forgotten.actions], -1) / self._pair_spread
             self._far = self._distance(probe).median()
+            self._find_safe_actions(ctx)
 
     def step(self, ctx, i):
         """A native update on the retain set with the losses of the stage that step ``i`` is in."""
@@ -98,8 +109,8 @@ class SafeRule(Method):
         forgetting = i < self.stage_end
         if "values" not in adapter.capabilities:
             # Nothing of the agent can say what its policy costs, so there is no multiplier either.
-            weight = o.action_weight if forgetting else o.repair_action_weight
-            losses = adapter.update(retain, {"actor": lambda: self._actor_loss(ctx, retain, forget, weight)})
+            share = 1.0 if forgetting else o.repair_share
+            losses = adapter.update(retain, {"actor": lambda: self._actor_loss(ctx, retain, forget, share)})
             return dict(losses, stage=float(not forgetting))
         watched = retain
         if "action_values" in adapter.capabilities:
@@ -119,36 +130,62 @@ class SafeRule(Method):
         extra = {
             "reward_critic": lambda: o.reward_weight * self._reward_margin * F.softplus(
                 self._preference_gap(ctx, forget) / self._reward_margin).mean(),
-            "actor": lambda: self._actor_loss(ctx, retain, forget, o.action_weight),
+            "actor": lambda: self._actor_loss(ctx, retain, forget, 1.0),
         }
         if o.sigma:
             extra["cost_critic"] = lambda: o.cost_weight * self._cost_margin * F.softplus(
                 self._cost_gap(ctx, forget) / self._cost_margin).mean()
         if "generator" in adapter.capabilities:
-            extra["generator"] = lambda: o.generator_weight * self._generator_loss(adapter, forget)
+            extra["generator"] = lambda: (o.generator_weight * self._generator_loss(adapter, forget)
+                                          + self._imitated_by_generator(ctx, 1.0))
         return extra
 
     def _repair(self, ctx, retain, forget, i):
         o, adapter, old = self.options, ctx.adapter, ctx.reference
-        actor = {"actor": lambda: self._actor_loss(ctx, retain, forget, o.repair_action_weight)}
+        extra = {"actor": lambda: self._actor_loss(ctx, retain, forget, o.repair_share)}
+        if "generator" in adapter.capabilities:
+            extra["generator"] = lambda: self._imitated_by_generator(ctx, o.repair_share)
         if "action_values" not in adapter.capabilities:
             # A value of states alone cannot tell clean pairs from poisoned ones, so there is nothing to anchor to.
-            return actor
+            return extra
         beta = o.anchor * (1 - (i - self.stage_end) / max(1, ctx.steps - self.stage_end))
         with torch.no_grad():
             clean = (self._distance(retain) > self._far).float()
             reward, cost = old.reward_value(retain), old.cost_value(retain)
         return dict(
-            actor,
+            extra,
             reward_critic=lambda: beta * (clean * (adapter.reward_value(retain) - reward) ** 2).mean(),
             cost_critic=lambda: beta * (clean * F.relu(cost - adapter.cost_value(retain)) ** 2).mean())
 
-    def _actor_loss(self, ctx, retain, forget, action_weight):
-        adapter, loss = ctx.adapter, 0.0
+    def _actor_loss(self, ctx, retain, forget, share):
+        o, adapter, loss = self.options, ctx.adapter, 0.0
         if "action_values" in adapter.capabilities:
             states = torch.cat([retain.observations, forget.observations])
-            loss = loss + self.options.policy_weight * adapter.policy_loss(states, self.multiplier)
-        return loss + action_weight * self._action_term(ctx, forget)
+            loss = loss + o.policy_weight * adapter.policy_loss(states, self.multiplier)
+        if o.action_weight:
+            loss = loss + share * o.action_weight * self._action_term(ctx, forget)
+        return loss + share * o.imitation_weight * adapter.imitation_loss(*self._imitated(ctx))
+
+    def _imitated_by_generator(self, ctx, share):
+        batch, actions = self._imitated(ctx)
+        return share * self.options.imitation_weight * ctx.adapter.generator_loss(batch._replace(actions=actions))
+
+    def _imitated(self, ctx):
+        """A batch of forgotten states, and a safe action for each."""
+        drawn = torch.randint(len(self._safe_actions), (ctx.batch_size,), generator=self._drawing)
+        drawn = drawn.to(self._safe_actions.device)
+        return type(self._unsafe)(*(column[drawn] for column in self._unsafe)), self._safe_actions[drawn]
+
+    def _find_safe_actions(self, ctx):
+        """The action of the most similar state of retained trajectories within the cost limit."""
+        self._unsafe = self._train.everything(IMITATED)
+        candidates = ctx.retain.store.gather(_within_limit(ctx))
+        spread = self._probe.observations.std(0).clamp(min=1e-6)
+        known = candidates.observations / spread
+        nearest = [(states[:, None] / spread - known[None]).abs().clamp(max=1.0).sum(-1).argmin(1)
+                   for states in self._unsafe.observations.split(CHUNK)]
+        self._safe_actions = candidates.actions[torch.cat(nearest)]
+        self._drawing = torch.Generator().manual_seed(ctx.seed)
 
     def _action_term(self, ctx, forget):
         return F.softplus(self._action_gap(ctx, forget)).mean()
@@ -185,11 +222,8 @@ class SafeRule(Method):
     def finished(self, ctx, i):
         """End stage F early when the margins are met on held-out rows or the policy has drifted too far."""
         if i < self.stage_end:
-            if "values" in ctx.adapter.capabilities:
-                met = self._preference_gap(ctx, self._held).mean() <= 0 and (
-                    not self.options.sigma or self._cost_gap(ctx, self._held).mean() <= 0)
-            else:
-                met = self._action_gap(ctx, self._held).mean() <= 0
+            met = "values" in ctx.adapter.capabilities and self._preference_gap(ctx, self._held).mean() <= 0 and (
+                not self.options.sigma or self._cost_gap(ctx, self._held).mean() <= 0)
             moved = ctx.adapter.actions(self._probe) - ctx.reference.actions(self._probe)
             if met or moved.norm(dim=-1).mean() / self._spread > self.options.drift:
                 self.stage_end = i
@@ -201,10 +235,32 @@ class SafeRule(Method):
 
     def state(self):
         """Multiplier, end of stage F and the generator of the training slice."""
-        return {"multiplier": self.multiplier, "stage_end": self.stage_end, "view": self._train.state()}
+        return {"multiplier": self.multiplier, "stage_end": self.stage_end, "view": self._train.state(),
+                "drawing": self._drawing.get_state()}
 
     def set_state(self, ctx, state):
         """Margins and slices follow from the agent before unlearning, so they are derived again."""
         self.multiplier, self.stage_end = state["multiplier"], state["stage_end"]
         self._derive(ctx)
         self._train.set_state(state["view"])
+        self._drawing.set_state(state["drawing"])
+
+
+def _within_limit(ctx):
+    """Retained rows of trajectories within the cost limit, or of the least costly quarter if there are fewer.
+
+    A trajectory's cost is that of its retained rows, in proportion to its length: forgotten labels are not trusted.
+    """
+    columns, rows, limit = ctx.retain.store.columns, ctx.retain.rows, ctx.adapter.cost_limit
+    trajectory = torch.cumsum(columns.done, 0, dtype=torch.int64) - columns.done.long()
+    length = torch.bincount(trajectory)
+    kept, own = torch.zeros_like(columns.costs, dtype=torch.float64), trajectory[rows]
+    kept[rows] = 1.0
+    rows_kept = torch.bincount(trajectory, kept, len(length))
+    cost = torch.bincount(trajectory, kept * columns.costs, len(length)) / rows_kept.clamp(min=1) * length
+    quarter = cost[rows_kept > 0].quantile(0.25)
+    limit = quarter if limit is None else quarter.clamp(min=float(limit))
+    rows = rows[cost[own] <= limit]
+    if len(rows) > CANDIDATES:
+        rows = rows[torch.linspace(0, len(rows) - 1, CANDIDATES, device=rows.device).long()]
+    return rows
