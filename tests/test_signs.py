@@ -180,7 +180,7 @@ def test_f2_moves_costs_to_the_truth_with_the_right_sign_and_away_with_the_wrong
 @every_attack
 def test_f2_helps_the_agents_own_updates_to_correct_costs(attack, kind):
     case = scenario(attack, kind)
-    steps = 3 if attack == "cost_inflate" else 50
+    steps = 3 if attack == "cost_inflate" else 20
     left = {sigma: distance(run(case, steps, learns=True, cost_weight=1.0, sigma=sigma)[0].table("cost_critic"),
                             case.retrained.cost_q, case.forgotten) for sigma in (-1, 0, 1)}
     assert left[SIGMA[attack]] < left[0] < left[-SIGMA[attack]]
@@ -190,7 +190,7 @@ def test_f2_helps_the_agents_own_updates_to_correct_costs(attack, kind):
             "the costs fall past the price and below 0")
 @both_agents
 def test_f2_never_prices_below_nothing(kind):
-    agent, _ = run(scenario("cost_inflate", kind), 50, cost_weight=1.0, sigma=-1)
+    agent, _ = run(scenario("cost_inflate", kind), 20, cost_weight=1.0, sigma=-1)
     assert agent.table("cost_critic").min() >= 0
 
 
@@ -237,6 +237,16 @@ def test_f3s_policy_term_makes_an_unsafe_policy_safer_under_the_multiplier(attac
     assert case.true_cost(agent) < case.true_cost(before) - 0.5 and outcome.trace[-1]["multiplier"] > 0
     free, _ = run(case, 20, start=evaluated(case), policy_weight=1.0, multiplier_rate=0.0)
     assert case.true_cost(free) > case.true_cost(before)
+
+
+@moves_away("lambda starts at 0 and poisoned critics see little to raise it for: at first the policy minds costs less "
+            "than the old agent did, until F2 and the agent's own updates have corrected Q_c")
+@both_agents
+@pytest.mark.parametrize("attack", ["cost_hide", "reward_bait"])
+def test_f3s_policy_term_can_be_trusted_with_poisoned_critics(attack, kind):
+    case = scenario(attack, kind)
+    agent, _ = run(case, 20, policy_weight=1.0, multiplier_rate=0.1)
+    assert case.true_cost(agent) <= case.true_cost(case.agent())
 
 
 @both_agents
@@ -431,7 +441,7 @@ def test_all_terms_together_make_the_poisoned_agent_safe_and_bring_it_to_the_ret
 @both_agents
 def test_all_terms_together_make_an_agent_with_inflated_costs_useful_again(kind):
     case = scenario("cost_inflate", kind)
-    agent, _ = run(case, 200, learns=True, sigma=-1, **defaults())
+    agent, _ = run(case, 60, learns=True, sigma=-1, **defaults())
     assert_policy_is_nearer(case, case.agent(), agent)
     assert case.true_return(agent) > case.true_return(case.agent())
 
