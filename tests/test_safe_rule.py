@@ -14,7 +14,7 @@ from osrl_unlearn.testing import toy_data
 
 # Every term off; each test turns one on.
 OFF = dict(reward_weight=0.0, cost_weight=0.0, generator_weight=0.0, policy_weight=0.0, action_weight=0.0,
-           repair_action_weight=0.0, anchor=0.0, forget_share=1.0, drift=1e9, margin=3.0, learning_rate=1e-3)
+           imitation_weight=0.0, repair_share=1.0, anchor=0.0, forget_share=1.0, drift=1e9, margin=3.0, learning_rate=1e-3)
 
 
 def setting(name, limit=None, steps=40):
@@ -136,8 +136,8 @@ def test_a_cost_limit_of_zero_is_no_divergence(name):
 def test_the_repair_does_not_re_awaken_what_was_forgotten():
     likelihood = lambda agent, batch: agent.log_prob(batch)  # noqa: E731
     stages = dict(action_weight=5.0, forget_share=0.4, steps=100)
-    kept = after("coptidice", likelihood, repair_action_weight=5.0, **stages)
-    assert kept < after("coptidice", likelihood, repair_action_weight=0.0, **stages)
+    kept = after("coptidice", likelihood, repair_share=1.0, **stages)
+    assert kept < after("coptidice", likelihood, repair_share=0.0, **stages)
 
 
 def test_costs_to_go_are_discounted_sums_within_each_trajectory():

@@ -17,7 +17,7 @@ from osrl_unlearn.methods.safe_rule import SafeRule, SafeRuleOptions
 
 # Every term off; each test turns one on.
 OFF = dict(reward_weight=0.0, cost_weight=0.0, generator_weight=0.0, policy_weight=0.0, action_weight=0.0,
-           repair_action_weight=0.0, anchor=0.0, multiplier_rate=0.0, forget_share=1.0, drift=1e9, learning_rate=0.0)
+           imitation_weight=0.0, repair_share=1.0, anchor=0.0, multiplier_rate=0.0, forget_share=1.0, drift=1e9, learning_rate=0.0)
 SIGMA = {"cost_hide": 1, "cost_inflate": -1, "reward_bait": 1}  # the documented choice for each attack
 
 both_agents = pytest.mark.parametrize("kind", FEATURES)
@@ -269,7 +269,7 @@ def assert_policy_is_nearer(case, before, after):
 @both_agents
 @pytest.mark.parametrize("attack", ["cost_hide", "reward_bait"])
 @pytest.mark.parametrize("stage", [{"forget_share": 1.0, "action_weight": 1.0},
-                                   {"forget_share": 0.0, "repair_action_weight": 1.0}], ids=["F3", "C3"])
+                                   {"forget_share": 0.0, "action_weight": 1.0}], ids=["F3", "C3"])
 def test_f3_and_c3_make_poisoned_actions_as_rare_as_retraining_does(attack, kind, stage):
     """The action term, while forgetting and while repairing; nothing but the policy changes."""
     case = scenario(attack, kind)
@@ -284,7 +284,7 @@ def test_f3_and_c3_make_poisoned_actions_as_rare_as_retraining_does(attack, kind
             "term and C3 should be off")
 @both_agents
 @pytest.mark.parametrize("stage", [{"reward_weight": 0.1}, {"action_weight": 1.0},
-                                   {"forget_share": 0.0, "repair_action_weight": 0.1}], ids=["F1", "F3", "C3"])
+                                   {"forget_share": 0.0, "action_weight": 0.1}], ids=["F1", "F3", "C3"])
 def test_with_sigma_minus_one_nothing_is_held_against_forgotten_actions(kind, stage):
     case = scenario("cost_inflate", kind)
     agent, _ = run(case, 20, sigma=-1, **stage)

@@ -5,7 +5,8 @@ works it builds on. Stage F forgets, stage C repairs; both add losses to OSRL's 
 
     F1  reward critic   sp(A_r(s, a) + m)                       value suppression, bounded slope, on the forget set
     F2  cost critic     sp(m + sigma (price(s) - Q_c(s, a)))    forgotten pairs are priced as violating (sigma = 1:
-                        price = max(b_c, kappa)) or as harmless (sigma = -1: price = min(b_c, kappa))
+                        price = max(b_c, kappa)) or as harmless (sigma = -1: price = min(b_c, kappa), relu for sp,
+                        and no other term of the forget set: these actions were good)
     F-  generator       sp(m - reconstruction error)             the behaviour model stops reproducing forgotten actions
                         + its own loss with safe actions         and reproduces safe ones
     F3  actor           L_pi(forget and retain states; lambda) + imitation of safe actions in forgotten states
@@ -47,7 +48,8 @@ class SafeRuleOptions(UpdateOptions):
     forget_share: float = option(0.2, "share of the steps spent forgetting (stage F); the rest repairs (stage C)")
     reward_weight: float = option(0.1, "F1: suppression of the reward critic on the forget set")
     cost_weight: float = option(1.0, "F2: cost critic on the forget set")
-    sigma: int = option(1, "F2: 1 forgotten pairs are priced as violating, -1 as free of cost, 0 no cost term")
+    sigma: int = option(1, "F2: 1 forgotten pairs are priced as violating, -1 as free of cost (and nothing else about "
+                           "them is wrong), 0 no cost term")
     generator_weight: float = option(2.0, "generator: forgotten actions are no longer reproduced")
     policy_weight: float = option(1.0, "F3: Lagrangian of the policy, for agents with action values")
     imitation_weight: float = option(1.0, "F3, generator: in forgotten states, the safe actions of similar states")
@@ -127,14 +129,13 @@ class SafeRule(Method):
 
     def _forget(self, ctx, retain, forget):
         o, adapter = self.options, ctx.adapter
-        extra = {
-            "reward_critic": lambda: o.reward_weight * self._reward_margin * F.softplus(
-                self._preference_gap(ctx, forget) / self._reward_margin).mean(),
-            "actor": lambda: self._actor_loss(ctx, retain, forget, 1.0),
-        }
+        extra = {"actor": lambda: self._actor_loss(ctx, retain, forget, 1.0)}
         if o.sigma:
-            extra["cost_critic"] = lambda: o.cost_weight * self._cost_margin * F.softplus(
-                self._cost_gap(ctx, forget) / self._cost_margin).mean()
+            extra["cost_critic"] = lambda: o.cost_weight * self._cost_term(ctx, forget).mean()
+        if o.sigma < 0:
+            return extra  # what was priced too high was good: only its price was wrong
+        extra["reward_critic"] = lambda: o.reward_weight * self._reward_margin * F.softplus(
+            self._preference_gap(ctx, forget) / self._reward_margin).mean()
         if "generator" in adapter.capabilities:
             extra["generator"] = lambda: (o.generator_weight * self._generator_loss(adapter, forget)
                                           + self._imitated_by_generator(ctx, 1.0))
@@ -143,7 +144,7 @@ class SafeRule(Method):
     def _repair(self, ctx, retain, forget, i):
         o, adapter, old = self.options, ctx.adapter, ctx.reference
         extra = {"actor": lambda: self._actor_loss(ctx, retain, forget, o.repair_share)}
-        if "generator" in adapter.capabilities:
+        if "generator" in adapter.capabilities and o.sigma >= 0:
             extra["generator"] = lambda: self._imitated_by_generator(ctx, o.repair_share)
         if "action_values" not in adapter.capabilities:
             # A value of states alone cannot tell clean pairs from poisoned ones, so there is nothing to anchor to.
@@ -162,6 +163,8 @@ class SafeRule(Method):
         if "action_values" in adapter.capabilities:
             states = torch.cat([retain.observations, forget.observations])
             loss = loss + o.policy_weight * adapter.policy_loss(states, self.multiplier)
+        if o.sigma < 0:
+            share = 0.0
         if o.action_weight:
             loss = loss + share * o.action_weight * self._action_term(ctx, forget)
         return loss + share * o.imitation_weight * adapter.imitation_loss(*self._imitated(ctx))
@@ -204,6 +207,11 @@ class SafeRule(Method):
             usual = ctx.adapter.preference(self._probe).mean()
         return ctx.adapter.preference(batch) - usual + self._reward_margin
 
+    def _cost_term(self, ctx, batch):
+        gap = self._cost_gap(ctx, batch)
+        # A price may be exceeded without end, but costs are not negative: downwards the pull ends at the margin.
+        return self._cost_margin * F.softplus(gap / self._cost_margin) if self.options.sigma > 0 else F.relu(gap)
+
     def _cost_gap(self, ctx, batch):
         # The price comes from the old agent: a price that moves with the critic would be chased without end.
         sigma = self.options.sigma
@@ -222,7 +230,8 @@ class SafeRule(Method):
     def finished(self, ctx, i):
         """End stage F early when the margins are met on held-out rows or the policy has drifted too far."""
         if i < self.stage_end:
-            met = "values" in ctx.adapter.capabilities and self._preference_gap(ctx, self._held).mean() <= 0 and (
+            met = "values" in ctx.adapter.capabilities and (
+                self.options.sigma < 0 or self._preference_gap(ctx, self._held).mean() <= 0) and (
                 not self.options.sigma or self._cost_gap(ctx, self._held).mean() <= 0)
             moved = ctx.adapter.actions(self._probe) - ctx.reference.actions(self._probe)
             if met or moved.norm(dim=-1).mean() / self._spread > self.options.drift:
