@@ -130,6 +130,12 @@ class CDTAdapter(Adapter):
         limit = self.config["cost_limit"]
         return min(self.config["target_returns"], key=lambda pair: abs(pair[1] - limit))[0], limit
 
+    def notes(self):
+        """What the policy is asked for."""
+        if self.asked is None:
+            return ["'cdt' is asked for the logged returns and costs, since its target returns are not known"]
+        return ["'cdt' is asked for a return of {:g} at a cost of {:g} per episode".format(*self.asked)]
+
     def _to_go(self):
         target, cost = self.asked
         cost = self.model.episode_len - cost if self.trainer.cost_reverse else cost
