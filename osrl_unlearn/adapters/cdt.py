@@ -192,7 +192,7 @@ def _augmented(osrl, trajectories, option):
             raise EnvironmentProblem(OAPACKAGE)
         try:
             source, added, frontier, kept = osrl.augmentation(trajectories, **pick(osrl.augmentation))
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, ZeroDivisionError, np.linalg.LinAlgError) as error:
             raise ConfigError("OSRL cannot augment the {:,} trajectories that are to be retained, they are too few or "
                               "too much alike ({}): forget less, or train with --augment_percent 0".format(
                                   len(trajectories), error))
