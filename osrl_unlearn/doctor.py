@@ -103,6 +103,7 @@ def _plan():
     yield "pyrallis", _package, ("pyrallis", "pyrallis")
     yield "matplotlib", _package, ("matplotlib", "matplotlib.pyplot")
     yield "wandb", _wandb, ()
+    yield "OApackage", _oapackage, ()
     yield "Bullet tasks", _bullet, ()
     yield "Safety-Gymnasium tasks", _safety_gymnasium, ()
     yield "MetaDrive tasks", _metadrive, ()
@@ -162,6 +163,13 @@ def _wandb():
         return OK, version + ", logged in", ""
     return WARNING, version + ", not logged in: OSRL's training scripts will ask for an account", \
         "export WANDB_MODE=offline"
+
+
+def _oapackage():
+    if importlib.util.find_spec("oapackage") is None:
+        return WARNING, "not installed: BC in mode 'frontier' needs it, and CDT unless --augment_percent 0 is given", \
+            _pip("oapackage")
+    return OK, _version("oapackage"), ""
 
 
 def _bullet():

@@ -81,7 +81,7 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
     if len(rows) == len(data["rewards"]):
         raise ConfigError("the forget manifest names every row: nothing is left to retain")
     store = adapter.store(data, reward_scale, cost_scale)
-    notes = check_seen(adapter, store.rows, rows, len(store))
+    notes = adapter.notes() + check_seen(adapter, store.rows, rows, len(store))
     gone = store.whole(rows)
     if len(gone) > len(rows):
         notes.append("'{}' learns from sequences, so whole trajectories are forgotten: {:,} rows where the forget "

@@ -62,8 +62,8 @@ def check_trained(adapter, data, column, name):
     The measure is Spearman's correlation of Q(s, a) with the discounted sum of ``column`` to the end of the trajectory.
     """
     if "action_values" not in adapter.capabilities:
-        raise ConfigError("--poison.surrogate holds {}, which has no critics of actions: give a BCQ-Lag or CPQ "
-                          "agent".format(adapter.name))
+        raise ConfigError("--poison.surrogate holds {}, which has no critics of actions: give a BCQ-Lag, BEAR-Lag or "
+                          "CPQ agent".format(adapter.name))
     rows = np.linspace(0, len(data["rewards"]) - 1, min(CHECK_ROWS, len(data["rewards"]))).astype(np.int64)
     done = np.logical_or(data["terminals"], data["timeouts"])
     truth = to_go(data[column], done, adapter.gamma)[rows]

@@ -12,6 +12,7 @@ from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.engine import prepare, train, unlearn
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, IncompatibleAgent
+from osrl_unlearn.hooks.session import Session
 from osrl_unlearn.testing import toy_data
 from osrl_unlearn.testing.contracts import assert_same
 
@@ -163,7 +164,7 @@ def test_cdt_forgets_whole_trajectories_and_says_so():
     index = TrajectoryIndex(data)
     assert prepared.context.forget.rows.tolist() == list(range(index.starts[10], index.stops[11]))
     assert prepared.context.retain.rows.tolist() == list(range(index.starts[10]))
-    assert "whole trajectories are forgotten: 33 rows where the forget manifest names 5" in prepared.notes[0]
+    assert "whole trajectories are forgotten: 33 rows where the forget manifest names 5" in prepared.notes[-1]
 
 
 def test_trajectories_too_costly_to_be_drawn_were_never_seen():
@@ -290,6 +291,22 @@ def test_a_fork_that_lacks_what_the_adapter_reads_is_refused_by_its_name():
     assert len(caught.value.problems) == 3
     for name in ("'actor_optim' (of the actor)", "'bc_mode'", "asks for 'advantages'"):
         assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("base", [ForkedTrainer, BCTrainer])
+def test_the_updates_of_a_fork_are_counted_once(base):
+    class Own(base):
+        def train_one_step(self, observations, actions, rewards):
+            if base is ForkedTrainer:
+                super().train_one_step(observations, actions, rewards)
+
+    session, data = Session(), {name: torch.as_tensor(column) for name, column in toy_data().items()}
+    with session.patches():
+        trainer = forked(Own)
+        for _ in range(3):
+            trainer.train_one_step(data["observations"], data["actions"], data["rewards"])
+    assert session.trainer is trainer and (session.updates, session.batch_size) == (3, len(data["rewards"]))
+    assert adapt(trainer).name == "bc"
 
 
 def test_a_checkpoint_without_side_state_does_not_start_bear_lags_count_again():

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from agents import AGENTS, subprocess_environment
+from agents import subprocess_environment
 
 from osrl_unlearn import generators, resources, rundir
 from osrl_unlearn.data.manifest import ForgetManifest
@@ -19,6 +19,7 @@ from osrl_unlearn.evaluate.report import check
 CHECKOUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkout")
 SCRIPT = os.path.join("examples", "train", "train_standin.py")
 SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
+AGENTS = ("bcql", "coptidice", "cpq")
 UNLEARN = ["--unlearn", "safe_rule", "--unlearn.steps", "10", "--unlearn.eval_episodes", "2"]
 
 
@@ -164,6 +165,34 @@ def test_continuing_from_checkpoint_and_side_state_equals_not_having_stopped(fin
     whole = weights(str(tmp_path / "long" / "standin"))
     for name, tensor in loaded.adapter.model.state_dict().items():
         assert torch.equal(tensor, whole[name]), name
+
+
+@pytest.mark.parametrize("agent", ["bc", "bearl", "cdt"])
+def test_the_other_agents_too_in_the_run_and_from_its_directory_and_after_ctrl_c(agent, tmp_path):
+    done = script("--agent", agent, "--dataset", SHIPPED, "--poison", "cost_hide", "--poison.rate=0.3", *UNLEARN,
+                  cwd=tmp_path)
+    folder = str(tmp_path / "logs" / "standin")
+    result = rundir.unlearned_dir(folder, "safe_rule")
+    with open(os.path.join(result, "report.json")) as file:
+        report = json.load(file)
+    check(report)
+    assert report["agent"] == agent and report["updates"]["unlearn"] == 10 and report["gate"]["used"]
+    assert report["poisoned"]["cost"]["n"] == report["unlearned"]["cost"]["n"] == 2
+    critics = agent == "bearl"
+    assert ("reward_value" in report["critics"]) == (report["multiplier"] is not None) == critics
+    assert (report["gate"]["threshold"] is not None) == os.path.exists(os.path.join(result, "values.png")) == critics
+    with open(os.path.join(result, "report.md")) as file:
+        assert ("the agent has no critics" in file.read()) != critics
+    assert {"bc": "is asked for a cost of 40", "cdt": "asked for a return of 800 at a cost of 40", "bearl": "poisoned"}[
+        agent] in done.stderr
+    in_run = weights(result)
+    shutil.rmtree(result)
+    command = ["unlearn", folder, "--steps", "10", "--eval-episodes", "0"]
+    stopped = run("-c", INTERRUPTED, *command, cwd=tmp_path, status=130)
+    assert "go on from step 5" in stopped.stderr
+    run("-m", "osrl_unlearn", *command, cwd=tmp_path)
+    again = weights(result)
+    assert all(torch.equal(in_run[name], again[name]) for name in in_run)
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -343,14 +343,20 @@ class Adapter(ABC):
     @contextmanager
     def _adding(self, extra):
         touched = []
+        # CDT clips its gradient before the step. What has to be clipped is the sum, or the weights mean nothing.
+        clip_grad = getattr(self.trainer, "clip_grad", None) if "actor" in extra else None
+        if clip_grad is not None:
+            self.trainer.clip_grad = None
         for role, loss in extra.items():
             optimizer = _on_either(self.trainer, self.parts[role].optimizer)
             # A learning-rate scheduler may have shadowed step() on the instance already: put back what was there.
             touched.append((optimizer, vars(optimizer).get("step")))
-            optimizer.step = _with_loss(optimizer, optimizer.step, loss, getattr(self.trainer, "clip_grad", None))
+            optimizer.step = _with_loss(optimizer, optimizer.step, loss, clip_grad if role == "actor" else None)
         try:
             yield
         finally:
+            if clip_grad is not None:
+                self.trainer.clip_grad = clip_grad
             for optimizer, before in touched:
                 if before is None:
                     del optimizer.step
@@ -358,6 +364,10 @@ class Adapter(ABC):
                     optimizer.step = before
 
     # Data -------------------------------------------------------------------------------------------------------------
+
+    def notes(self):
+        """What a reader of a report has to know of this agent, as a list of sentences."""
+        return []
 
     def training_rows(self, data):
         """Row numbers of ``data`` that OSRL trains this agent on, shape [n]."""
@@ -418,13 +428,11 @@ def _with_loss(optimizer, step, loss, clip_grad):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         with torch.enable_grad():
             gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
-        if clip_grad is not None:
-            # OSRL has clipped its own gradient already; the extra one may not outweigh it.
-            norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
-            gradients = [g if g is None else g * (clip_grad / (norm + 1e-6)).clamp(max=1) for g in gradients]
         for parameter, gradient in zip(parameters, gradients):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        if clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip_grad)
         return step(*args, **kwargs)
     return step_with_loss
 

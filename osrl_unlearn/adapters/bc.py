@@ -36,6 +36,11 @@ class BCAdapter(Adapter):
     def reset_hidden(self):
         """Nothing is hidden."""
 
+    def notes(self):
+        """What a policy with a cost as its input is asked for."""
+        return ["'bc' in mode multi-task is asked for a cost of {:g} per episode, the cost limit".format(
+            self.trainer.cost_limit)] if self.trainer.bc_mode == "multi-task" else []
+
     def _processed(self, data):
         """(rows that BC is trained on, their observations' extra column or None), by OSRL's own function."""
         if self.trainer.bc_mode == "all":

@@ -130,6 +130,12 @@ class CDTAdapter(Adapter):
         limit = self.config["cost_limit"]
         return min(self.config["target_returns"], key=lambda pair: abs(pair[1] - limit))[0], limit
 
+    def notes(self):
+        """What the policy is asked for."""
+        if self.asked is None:
+            return ["'cdt' is asked for the logged returns and costs, since its target returns are not known"]
+        return ["'cdt' is asked for a return of {:g} at a cost of {:g} per episode".format(*self.asked)]
+
     def _to_go(self):
         target, cost = self.asked
         cost = self.model.episode_len - cost if self.trainer.cost_reverse else cost
@@ -190,7 +196,7 @@ def _augmented(osrl, trajectories, option):
             raise EnvironmentProblem(OAPACKAGE)
         try:
             source, added, frontier, kept = osrl.augmentation(trajectories, **pick(osrl.augmentation))
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, ZeroDivisionError, np.linalg.LinAlgError) as error:
             raise ConfigError("OSRL cannot augment the {:,} trajectories that are to be retained, they are too few or "
                               "too much alike ({}): forget less, or train with --augment_percent 0".format(
                                   len(trajectories), error))

@@ -164,4 +164,5 @@ class SequenceView(DatasetView):
         return SequenceBatch(
             columns.observations[rows].float() * real[..., None], columns.actions[rows].float() * real[..., None],
             taken["returns"] * reward_scale, taken["cost_returns"] * cost_scale, steps, real.double(),
-            episode["cost_returns"].to(self.store.episode_dtype) * cost_scale, taken["costs"], episode["returns"] * reward_scale)
+            episode["cost_returns"].to(self.store.episode_dtype) * cost_scale, taken["costs"],
+            episode["returns"] * reward_scale)

@@ -1,6 +1,7 @@
 """One run of an unedited script with --poison, --unlearn or --dataset: what is wrapped, and what happens after it."""
 import ast
 import dataclasses
+import functools
 import random
 import sys
 import time
@@ -54,6 +55,7 @@ class Session:
         self.updates, self.seconds, self.batch_size = 0, 0.0, None
         self._path = None
         self._poisoning = False  # an attack may train agents of its own: they are not the script's
+        self._updating = False
         if dataset is not None:
             check_file(dataset)
         if unlearn and unlearn.reference:
@@ -125,17 +127,27 @@ class Session:
 
     def _new_trainer(self, original, trainer, *args, **kwargs):
         original(trainer, *args, **kwargs)
-        if not self._poisoning:
-            self.trainer = trainer
+        if self._poisoning:
+            return
+        self.trainer = trainer
+        owner = next(cls for cls in type(trainer).__mro__ if "train_one_step" in vars(cls))
+        if "{}:{}.train_one_step".format(owner.__module__, owner.__qualname__) not in {s.target for s in SEAMS}:
+            # A subclass has an update of its own, which need not come by the seam of OSRL's class.
+            step = trainer.train_one_step
+            trainer.train_one_step = functools.wraps(step)(
+                lambda *batch: self._train_one_step(lambda _, *given: step(*given), trainer, *batch))
 
     def _train_one_step(self, original, trainer, *batch):
-        if self._poisoning:
+        if self._poisoning or self._updating:
             return original(trainer, *batch)
         if self.batch_size is None:
             self._check_seen(trainer)
             self.batch_size = len(batch[0][0] if isinstance(batch[0], (list, tuple)) else batch[0])
-        started = time.perf_counter()
-        original(trainer, *batch)
+        started, self._updating = time.perf_counter(), True
+        try:
+            original(trainer, *batch)
+        finally:
+            self._updating = False
         self.seconds += time.perf_counter() - started
         self.updates += 1
 

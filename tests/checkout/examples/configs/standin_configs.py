@@ -1,5 +1,5 @@
 from dataclasses import dataclass, field
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 
 @dataclass
@@ -48,5 +48,30 @@ class StandinConfig:
     cost_ub_epsilon: float = 0.01
     num_nu: int = 2
     num_chi: int = 2
+    bc_mode: str = "multi-task"
+    seq_len: int = 5
+    embedding_dim: int = 16
+    num_layers: int = 1
+    num_heads: int = 2
+    attention_dropout: float = 0.1
+    residual_dropout: float = 0.1
+    embedding_dropout: float = 0.1
+    time_emb: bool = True
+    use_rew: bool = True
+    use_cost: bool = True
+    cost_transform: bool = True
+    add_cost_feat: bool = False
+    mul_cost_feat: bool = False
+    cat_cost_feat: bool = False
+    action_head_layers: int = 1
+    cost_prefix: bool = False
+    stochastic: bool = True
+    init_temperature: float = 0.2
+    learning_rate: float = 0.001
+    lr_warmup_steps: int = 30
+    loss_cost_weight: float = 0.02
+    cost_sample: bool = True
+    linear: bool = True
+    target_returns: Tuple[Tuple[float, float], ...] = ((700.0, 10), (800.0, 40))
     eval_episodes: int = 1
     eval_every: int = 20

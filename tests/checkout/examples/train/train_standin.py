@@ -15,12 +15,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import trange
 
 from examples.configs.standin_configs import StandinConfig
-from osrl.algorithms import BCQL, BEARL, CPQ, BCQLTrainer, BEARLTrainer, COptiDICE, COptiDICETrainer, CPQTrainer
-from osrl.common import TransitionDataset
+from osrl.algorithms import (BC, BCQL, BEARL, CDT, CPQ, BCQLTrainer, BCTrainer, BEARLTrainer, CDTTrainer, COptiDICE,
+                             COptiDICETrainer, CPQTrainer)
+from osrl.common import SequenceDataset, TransitionDataset
+from osrl.common.dataset import process_bc_dataset
 from osrl.common.exp_util import seed_all
 
-CLASSES = {"bcql": (BCQL, BCQLTrainer), "bearl": (BEARL, BEARLTrainer), "cpq": (CPQ, CPQTrainer),
-           "coptidice": (COptiDICE, COptiDICETrainer)}
+CLASSES = {"bc": (BC, BCTrainer), "bcql": (BCQL, BCQLTrainer), "bearl": (BEARL, BEARLTrainer), "cdt": (CDT, CDTTrainer),
+           "cpq": (CPQ, CPQTrainer), "coptidice": (COptiDICE, COptiDICETrainer)}
 
 
 def fitting(function, settings):
@@ -41,13 +43,28 @@ def train(args: StandinConfig):
     data = env.get_dataset()
     env.set_target_cost(args.cost_limit)
     data = env.pre_process_data(data, density=args.density)
-    env = OfflineEnvWrapper(wrap_env(env=env, reward_scale=args.reward_scale))
+    if args.agent == "bc":  # on the bare environment, without scales
+        process_bc_dataset(data, args.cost_limit, args.gamma, args.bc_mode)
+    else:
+        env = OfflineEnvWrapper(wrap_env(env=env, reward_scale=args.reward_scale))
 
+    # BC in mode "multi-task" has the cost as one more observation.
+    more = args.agent == "bc" and args.bc_mode == "multi-task"
     coptidice = args.agent == "coptidice"
-    dataset = TransitionDataset(data, reward_scale=args.reward_scale, cost_scale=args.cost_scale, state_init=coptidice)
+    if args.agent == "cdt":
+        dataset = SequenceDataset(data, seq_len=args.seq_len, reward_scale=args.reward_scale,
+                                  cost_scale=args.cost_scale, cost_sample=args.cost_sample,
+                                  cost_transform=lambda x: 70 - x)
+    elif args.agent == "bc":
+        dataset = TransitionDataset(data)
+    else:
+        dataset = TransitionDataset(data, reward_scale=args.reward_scale, cost_scale=args.cost_scale,
+                                    state_init=coptidice)
     batches = iter(DataLoader(dataset, batch_size=args.batch_size, num_workers=args.num_workers))
-    settings = dict(asdict(args), state_dim=env.observation_space.shape[0], action_dim=env.action_space.shape[0],
-                    max_action=env.action_space.high[0], logger=logger, env=env)
+    settings = dict(asdict(args), state_dim=env.observation_space.shape[0] + more,
+                    action_dim=env.action_space.shape[0],
+                    max_action=env.action_space.high[0], logger=logger, env=env,
+                    target_entropy=-env.action_space.shape[0])
     if coptidice:
         share, obs_std, act_std = dataset.get_dataset_states()
         settings.update(init_state_propotion=share, observations_std=obs_std, actions_std=act_std)
@@ -61,10 +78,14 @@ def train(args: StandinConfig):
         batch = [column.to(args.device) for column in next(batches)]
         if coptidice:
             trainer.train_one_step(batch)
+        elif args.agent == "bc":
+            trainer.train_one_step(batch[0], batch[2])
         else:
             trainer.train_one_step(*batch)
         if (step + 1) % args.eval_every == 0 or step == args.update_steps - 1:
-            reward, cost, length = trainer.evaluate(args.eval_episodes)
+            targets = [target * scale for target, scale in zip(args.target_returns[0], (
+                args.reward_scale, args.cost_scale))] if args.agent == "cdt" else []
+            reward, cost, length = trainer.evaluate(args.eval_episodes, *targets)
             logger.store(tab="eval", Cost=cost, Reward=reward, Length=length)
             logger.save_checkpoint()
             if cost < best:
