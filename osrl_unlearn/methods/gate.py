@@ -1,4 +1,4 @@
-"""The safety gate: accept an agent only if it looks no more costly than the agent that it replaces.
+"""The safety gate: accept an agent only if it does not look more costly than the agent that it replaces.
 
 No environment is used, and none of the agent's own critics: those were trained on the poison.
 """
@@ -10,7 +10,9 @@ from osrl_unlearn.regression import ToGo
 
 STEPS, HEADS, STATES = 400, 2, 1024
 NEIGHBOURS = 8192  # retained pairs that distances are taken to
-LEAVING = 1.1  # a policy this many times as far from the data as the old one is beyond what the critic can judge
+# What cannot be told from the old agent: an estimate of the cost this many times the old one, and a distance to the data
+# beyond which the critic cannot judge at all. A backdoor does not show in retained states, so estimates stay near 1.
+TOLERANCE = 1.1
 
 
 class SafetyGate:
@@ -19,7 +21,7 @@ class SafetyGate:
     It regresses on what the logged trajectories really cost (no bootstrapping), so it values the policy's action
     followed by the logged behaviour: a first-order estimate, good for comparing two policies that are near the data. So
     a policy that leaves the data is not accepted either: the mean distance of (s, pi(s)) to the nearest retained pair,
-    each dimension in units of its spread, may grow by a tenth.
+    each dimension in units of its spread. Either may grow by a tenth: the estimate is not more precise than that.
     Forgotten rows are not fitted; where a retained row is followed by forgotten ones, their costs count as at least
     the mean positive cost of the retain set, since their labels cannot be trusted. The higher of two heads is used.
 
@@ -67,11 +69,11 @@ class SafetyGate:
     def accepts(self, adapter):
         """(whether the agent may replace the last accepted one, its estimated cost).
 
-        It may not if its cost is higher than that of the agent before unlearning, or if its actions have moved away
+        It may not if its cost is clearly higher than that of the agent before unlearning, or if its actions have moved away
         from the retained data, where the estimate means nothing.
         """
         self.last, self.distance = self._judge(adapter)
-        accepted = self.last <= self.before and self.distance <= LEAVING * self.distance_before
+        accepted = (self.last <= TOLERANCE * self.before and self.distance <= TOLERANCE * self.distance_before)
         self.accepted += accepted
         self.rejected += not accepted
         return accepted, self.last
