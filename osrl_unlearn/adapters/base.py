@@ -32,8 +32,9 @@ class Adapter(ABC):
 
     Class attributes:
         trainer_class: "module:Class" of OSRL's trainer; subclasses of it are recognised too.
-        capabilities: what the agent offers: "action_values" (reward and cost critics of state and action), "log_prob",
-            "generator" (a generative model of the behaviour), "data_constants" (numbers computed from the dataset).
+        capabilities: what the agent offers: "values" (a reward and a cost critic), "action_values" (they are critics of
+            state and action), "log_prob", "generator" (a generative model of the behaviour), "data_constants" (numbers
+            computed from the dataset).
         parts: role -> :class:`Part`; the roles are "actor", "reward_critic", "cost_critic", "generator" and others.
         targets: {target network: network it follows}.
         tensors: tensors of the model that training changes and ``state_dict`` leaves out.
@@ -134,8 +135,11 @@ class Adapter(ABC):
 
     def hidden_state(self):
         """The training state that OSRL's checkpoints leave out, as tensors and Python primitives."""
+        return self._hidden(self.optimizers())
+
+    def _hidden(self, optimizers):
         return {
-            "optimizers": {name: copy.deepcopy(o.state_dict()) for name, o in self.optimizers().items()},
+            "optimizers": {name: copy.deepcopy(o.state_dict()) for name, o in optimizers.items()},
             "tensors": {name: getattr(self.model, name).detach().clone() for name in self.tensors},
             "scalars": {path: _plain(_get(self.model, path)) for path in self.scalars},
             "constants": {name: _plain(getattr(self.model, name)) for name in self.constants},
@@ -161,6 +165,9 @@ class Adapter(ABC):
                     self.name, kind, ", ".join(sorted(state.get(kind, {}))) or "(none)"))
         if "weights" in state:
             self.model.load_state_dict(state["weights"])
+        self._put(state)
+
+    def _put(self, state):
         for name, saved in state["optimizers"].items():
             getattr(self.model, name).load_state_dict(copy.deepcopy(saved))
         with torch.no_grad():
@@ -204,11 +211,15 @@ class Adapter(ABC):
             raise IncompatibleAgent(type(self.trainer).__name__, [
                 "the parameter '{}' has no reset_parameters(), so the agent cannot be retrained from scratch".format(n)
                 for n in left])
-        for target, source in self.targets.items():
-            getattr(self.model, target).load_state_dict(getattr(self.model, source).state_dict())
+        self.sync_targets()
         for optimizer in self.optimizers().values():
             optimizer.state.clear()
         self.reset_hidden()
+
+    def sync_targets(self):
+        """Make every target network equal to the network that it follows."""
+        for target, source in self.targets.items():
+            getattr(self.model, target).load_state_dict(getattr(self.model, source).state_dict())
 
     @abstractmethod
     def reset_hidden(self):
@@ -240,13 +251,15 @@ class Adapter(ABC):
 
     # Updates ----------------------------------------------------------------------------------------------------------
 
-    def update(self, batch, extra=None):
-        """One of OSRL's own updates on ``batch``, with extra losses added to the gradients of some parts.
+    def update(self, batch, extra=None, edit=None):
+        """One of OSRL's own updates on ``batch``, in which the gradients of some parts are changed.
 
         Args:
             batch: a :class:`~osrl_unlearn.data.views.Batch`.
             extra: {role: function that returns a scalar loss}. It is evaluated right before the optimiser of that part
                 steps, and only that part's parameters receive its gradient.
+            edit: {role: function of OSRL's own gradients, which returns those to use}: a list in the order of
+                :meth:`parameters`, before those of ``extra`` are added. A parameter whose gradient is None stays.
 
         Returns:
             {name: value} of OSRL's own losses.
@@ -254,23 +267,56 @@ class Adapter(ABC):
         logger, recorder = self.trainer.logger, _Recorder()
         self.trainer.logger = recorder
         try:
-            with self._adding(extra or {}):
+            with self._changing(extra or {}, edit or {}):
                 self._native_update(batch[:self.columns])
         finally:
             self.trainer.logger = logger
         return recorder.losses
 
+    def gradients(self, batch):
+        """{role: [gradient or None]} of OSRL's own losses on ``batch``, see :meth:`parameters`; the agent stays as is.
+
+        Takes as long as an update. Unlike in an update, no part has stepped when the losses of the others are computed.
+        """
+        found, saved = {}, self.state()
+
+        def record(role):
+            def edit(gradients):
+                found[role] = [None if g is None else g.detach().clone() for g in gradients]
+                return [None] * len(gradients)
+            return edit
+
+        try:
+            self.update(batch, edit={role: record(role) for role in self.parts})
+        finally:
+            self.restore(saved)
+        return found
+
+    def parameters(self, role):
+        """The parameters of a part, as its optimiser has them."""
+        return _parameters(self.optimizers()[self.parts[role].optimizer])
+
+    @contextmanager
+    def duals_kept(self):
+        """Updates inside leave multipliers and controllers (``tensors``, ``scalars``) as they were before."""
+        saved = self._hidden({part.optimizer: getattr(self.model, part.optimizer) for part in self.parts.values()
+                              if part.module in self.tensors})
+        try:
+            yield
+        finally:
+            self._put(saved)
+
     def _native_update(self, columns):
         self.trainer.train_one_step(*columns)
 
     @contextmanager
-    def _adding(self, extra):
+    def _changing(self, extra, edit):
         touched = []
-        for role, loss in extra.items():
+        for role in sorted(set(extra) | set(edit)):
             optimizer = getattr(self.model, self.parts[role].optimizer)
             # A learning-rate scheduler may have shadowed step() on the instance already: put back what was there.
             touched.append((optimizer, vars(optimizer).get("step")))
-            optimizer.step = _with_loss(optimizer, optimizer.step, loss)
+            optimizer.step = _changed_step(optimizer, optimizer.step, extra.get(role), edit.get(role))
         try:
             yield
         finally:
@@ -319,16 +365,24 @@ class Adapter(ABC):
         return batch
 
 
-def _with_loss(optimizer, step, loss):
-    def step_with_loss(*args, **kwargs):
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+def _parameters(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _changed_step(optimizer, step, loss, edit):
+    def changed_step(*args, **kwargs):
+        parameters = _parameters(optimizer)
+        if edit is not None:
+            for parameter, gradient in zip(parameters, edit([p.grad for p in parameters])):
+                parameter.grad = gradient
+        if loss is not None:
+            with torch.enable_grad():
+                gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return step(*args, **kwargs)
-    return step_with_loss
+    return changed_step
 
 
 def _get(root, path):
