@@ -13,7 +13,7 @@ class BCQLAdapter(ActionValueAdapter):
 
     name = "bcql"
     trainer_class = "osrl.algorithms.bcql:BCQLTrainer"
-    capabilities = frozenset({"action_values", "generator"})
+    capabilities = frozenset({"values", "action_values", "generator"})
     parts = {"actor": Part("actor", "actor_optim"), "reward_critic": Part("critic", "critic_optim"),
              "cost_critic": Part("cost_critic", "cost_critic_optim"), "generator": Part("vae", "vae_optim")}
     targets = {"actor_old": "actor", "critic_old": "critic", "cost_critic_old": "cost_critic"}

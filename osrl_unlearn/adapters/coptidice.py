@@ -15,7 +15,7 @@ class COptiDICEAdapter(Adapter):
 
     name = "coptidice"
     trainer_class = "osrl.algorithms.coptidice:COptiDICETrainer"
-    capabilities = frozenset({"log_prob", "data_constants"})
+    capabilities = frozenset({"values", "log_prob", "data_constants"})
     parts = {"actor": Part("actor", "actor_optim"), "reward_critic": Part("nu_network", "nu_optim"),
              "cost_critic": Part("chi_network", "chi_optim"), "multiplier": Part("lmbda", "lmbda_optim"),
              "temperature": Part("tau", "tau_optim")}

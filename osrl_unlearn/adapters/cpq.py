@@ -10,7 +10,7 @@ class CPQAdapter(ActionValueAdapter):
 
     name = "cpq"
     trainer_class = "osrl.algorithms.cpq:CPQTrainer"
-    capabilities = frozenset({"action_values", "log_prob", "generator"})
+    capabilities = frozenset({"values", "action_values", "log_prob", "generator"})
     # In the order in which the constructor makes them, so that reset() under a seed repeats it.
     parts = {"actor": Part("actor", "actor_optim"), "reward_critic": Part("critic", "critic_optim"),
              "generator": Part("vae", "vae_optim"), "cost_critic": Part("cost_critic", "cost_critic_optim")}
