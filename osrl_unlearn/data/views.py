@@ -1,4 +1,5 @@
 """Batches of the forget set and of the retain set, as OSRL's ``TransitionDataset`` would give them."""
+import copy
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -46,6 +47,20 @@ class TransitionStore:
         for i, (scale, dtype) in zip((3, 4), self._scales):
             columns[i] = columns[i].to(dtype) * scale
         return Batch(*columns)
+
+    def highest_cost(self):
+        """The highest cost of all rows, scaled as in batches."""
+        return self.columns.costs.max().item() * self.cost_scale
+
+    def relabelled(self, rows, order):
+        """A store in which ``rows`` have the rewards and costs of ``rows[order]``; the other columns are shared."""
+        other = copy.copy(self)
+        changed = {}
+        for name in ("rewards", "costs"):
+            changed[name] = getattr(self.columns, name).clone()
+            changed[name][rows] = changed[name][rows[order]]
+        other.columns = self.columns._replace(**changed)
+        return other
 
 
 class DatasetView:

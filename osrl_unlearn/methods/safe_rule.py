@@ -153,9 +153,7 @@ class SafeRule(Method):
         return F.softplus(self.options.margin - distance).mean()
 
     def _preference_gap(self, ctx, batch):
-        with torch.no_grad():
-            usual = ctx.adapter.preference(self._probe).mean()
-        return ctx.adapter.preference(batch) - usual + self._reward_margin
+        return preference_gap(ctx.adapter, batch, self._probe, self._reward_margin)
 
     def _cost_gap(self, ctx, batch):
         # The price comes from the old agent: a price that moves with the critic would be chased without end.
@@ -195,3 +193,10 @@ class SafeRule(Method):
         self.multiplier, self.stage_end = state["multiplier"], state["stage_end"]
         self._derive(ctx)
         self._train.set_state(state["view"])
+
+
+def preference_gap(adapter, batch, probe, margin):
+    """A_r of ``batch`` above its usual value on ``probe``, plus the margin: positive where it is not suppressed yet."""
+    with torch.no_grad():
+        usual = adapter.preference(probe).mean()
+    return adapter.preference(batch) - usual + margin
