@@ -8,9 +8,9 @@ generator goes on imitating forgotten actions.
 
 Departures. The method knows no cost; ``flip_costs`` turns forgotten costs round as well: c becomes c_max - c, with
 c_max the highest cost in all the data, so labels of 0 and 1 are exchanged. The anchor is 0.1 (Q(s, a) - Q_0(s, a))^2,
-for both critics, where the code has a second Bellman error towards r + gamma Q_0(s', pi_0(s')): the same where the old critic
-solves its own Bellman equation, and defined for agents whose critics value states alone. Multipliers and controllers
-are put back after each update on the forget set: rows whose labels are false by intent must not drive them.
+for both critics, where the code has a second Bellman error towards r + gamma Q_0(s', pi_0(s')): the same where the old
+critic solves its own Bellman equation, and defined for agents whose critics value states alone. Multipliers and
+controllers are put back after each update on the forget set: rows whose labels are false by intent must not drive them.
 """
 import dataclasses
 
