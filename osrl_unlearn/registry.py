@@ -85,6 +85,13 @@ METHODS = Registry("method", {
     "safe_rule": "osrl_unlearn.methods.safe_rule:SafeRule",
     "fine_tune": "osrl_unlearn.methods.fine_tune:FineTune",
     "retrain": "osrl_unlearn.methods.retrain:Retrain",
+    "shards": "osrl_unlearn.methods.shards:Shards",
+    "gradient_ascent": "osrl_unlearn.methods.gradient_ascent:GradientAscent",
+    "grad_diff": "osrl_unlearn.methods.grad_diff:GradDiff",
+    "traj_deleter": "osrl_unlearn.methods.traj_deleter:TrajDeleter",
+    "random_labels": "osrl_unlearn.methods.random_labels:RandomLabels",
+    "value_suppression": "osrl_unlearn.methods.value_suppression:ValueSuppression",
+    "fisher_dampening": "osrl_unlearn.methods.fisher_dampening:FisherDampening",
 }, "osrl_unlearn.methods.base:Method")
 
 DETECTORS = Registry("detector", {

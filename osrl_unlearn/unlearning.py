@@ -123,6 +123,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
         train_seconds=trained.train_seconds, reward_scale=trained.reward_scale, cost_scale=trained.cost_scale,
         dataset=trained.manifest.dataset, python_random=trained.python_random))
     trained.manifest.save(rundir.manifest_path(folder))
+    method.save(folder)
     if os.path.exists(_resume_path(folder)):
         os.unlink(_resume_path(folder))
     report = _report(trained, config, about, outcome, constants, model_before)

@@ -12,6 +12,7 @@ with contextlib.redirect_stdout(sys.stderr):
                                  COptiDICE, COptiDICETrainer, CPQTrainer)
 
 AGENTS = ("bc", "bcql", "bearl", "cdt", "coptidice", "cpq")
+WITH_CRITICS = ("bcql", "bearl", "coptidice", "cpq")
 COMMON = dict(state_dim=8, action_dim=2, max_action=1.0, a_hidden_sizes=[16, 16], c_hidden_sizes=[16, 16],
               cost_limit=5, episode_len=15)
 

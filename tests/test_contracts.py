@@ -2,7 +2,7 @@
 import pytest
 from agents import AGENTS, make_trainer
 
-from osrl_unlearn.registry import ATTACKS, METHODS
+from osrl_unlearn.registry import ADAPTERS, ATTACKS, METHODS
 from osrl_unlearn.testing import AdapterContract, AttackContract, MethodContract
 
 
@@ -45,8 +45,10 @@ class TestAdapters(AdapterContract):
 
 class TestMethods(MethodContract):
     @pytest.fixture(autouse=True)
-    def _names(self, agent_name, method_name):
+    def _names(self, agent_name, method_name, request):
         self.agent_name, self.method_name = agent_name, method_name
+        if "refused" not in request.node.name and not self.make().requires <= ADAPTERS.load(agent_name).capabilities:
+            pytest.skip("{} is refused by {}".format(agent_name, method_name))
 
     def make(self):
         return METHODS.load(self.method_name)()

@@ -2,31 +2,31 @@
 import numpy as np
 import pytest
 import torch
-from agents import AGENTS, make_trainer
+from agents import AGENTS, WITH_CRITICS, make_trainer
 
 from osrl_unlearn.adapters import adapt
 from osrl_unlearn.data.trajectories import TrajectoryIndex, to_go
-from osrl_unlearn.data.views import DatasetView, TransitionStore, forget_and_retain
+from osrl_unlearn.data.views import TransitionStore, forget_and_retain
 from osrl_unlearn.methods.base import Context
 from osrl_unlearn.methods.gate import SafetyGate
-from osrl_unlearn.methods.safe_rule import SafeRule, SafeRuleOptions
+from osrl_unlearn.methods.safe_rule import SafeRule, SafeRuleOptions, _within_limit
 from osrl_unlearn.testing import toy_data
 
 # Every term off; each test turns one on.
-OFF = dict(reward_weight=0.0, cost_weight=0.0, generator_weight=0.0, policy_weight=0.0, action_weight=0.0,
-           imitation_weight=0.0, repair_share=1.0, anchor=0.0, forget_share=1.0, drift=1e9, margin=3.0, learning_rate=1e-3)
+OFF = dict(reward_weight=0.0, cost_weight=0.0, generator_weight=0.0, policy_weight=0.0, imitation_weight=0.0,
+           action_weight=0.0, repair_share=1.0, anchor=0.0, forget_share=1.0, drift=1e9, margin=3.0, learning_rate=1e-3)
 
 
 def setting(name, limit=None, steps=40):
     """(agent trained on everything, context) on toy data whose two last trajectories are forgotten."""
     data = toy_data()
-    index, store = TrajectoryIndex(data), TransitionStore(data, 0.1, 1.0)
-    forget, retain = forget_and_retain(store, np.arange(index.starts[-2], index.stops[-1]))
     torch.manual_seed(0)
     agent = adapt(make_trainer(name))
+    index, store = TrajectoryIndex(data), agent.store(data, 0.1, 1.0)
+    forget, retain = forget_and_retain(store, np.arange(index.starts[-2], index.stops[-1]))
     if limit is not None:
         agent.model.cost_limit = agent.model.qc_thres = agent.model.q_thres = limit
-    everything = DatasetView(store, np.arange(len(store)))
+    everything = store.view(store.rows)
     for _ in range(60):
         agent.update(everything.batch(64))
     return agent, Context(agent, forget, retain, steps, 64, progress=False)
@@ -41,7 +41,7 @@ def after(name, value, steps=40, **options):
         return value(agent, ctx.forget.everything()).mean().item()
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", WITH_CRITICS)
 def test_f1_lowers_the_reward_critics_preference_for_the_forget_set(name):
     def preference(agent, batch):
         return agent.preference(batch).mean() - agent.preference(retained(agent)).mean()
@@ -55,7 +55,7 @@ def retained(agent):
     return store.gather(torch.arange(int(index.starts[-2])))
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", WITH_CRITICS)
 def test_f2_prices_the_forget_set_as_sigma_says(name):
     cost = lambda agent, batch: agent.cost_value(batch)  # noqa: E731
     nothing = after(name, cost)
@@ -91,6 +91,63 @@ def test_f3_makes_forgotten_actions_less_likely(name):
     assert after(name, likelihood, action_weight=5.0) < after(name, likelihood) - 1e-2
 
 
+@pytest.mark.parametrize("name", AGENTS)
+def test_f3_makes_the_policy_act_in_forgotten_states_as_in_similar_safe_ones(name):
+    def distance(weight):
+        agent, ctx = setting(name, steps=60)
+        method = SafeRule(SafeRuleOptions(**dict(OFF, imitation_weight=weight)))
+        method.run(ctx)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return (agent.actions(method._unsafe) - method._safe_actions).norm(dim=-1).mean().item()
+    assert distance(5.0) < distance(0.0) - 1e-2
+
+
+def test_safe_actions_are_those_of_retained_trajectories_within_the_cost_limit():
+    agent, ctx = setting("coptidice")
+    store, rows = ctx.retain.store, _within_limit(ctx)
+    index = TrajectoryIndex(toy_data())
+    costs = [store.columns.costs[a:b].sum().item() for a, b in zip(index.starts, index.stops)]
+    assert min(costs[:-2]) <= agent.cost_limit < max(costs[:-2])
+    chosen = set(np.searchsorted(index.stops, rows.numpy(), side="right"))
+    assert chosen == {n for n, cost in enumerate(costs[:-2]) if cost <= agent.cost_limit}
+
+
+def test_if_few_trajectories_keep_the_limit_the_least_costly_quarter_is_safe():
+    _, ctx = setting("coptidice", limit=0.0)
+    index, costs = TrajectoryIndex(toy_data()), ctx.retain.store.columns.costs
+    kept = [costs[a:b].sum().item() for a, b in list(zip(index.starts, index.stops))[:-2]]
+    chosen = set(np.searchsorted(index.stops, _within_limit(ctx).numpy(), side="right"))
+    assert chosen == {n for n, cost in enumerate(kept) if cost <= np.quantile(kept, 0.25)}
+
+
+def test_costs_of_forgotten_rows_do_not_make_a_trajectory_safe():
+    agent, ctx = setting("coptidice")
+    index, store = TrajectoryIndex(toy_data()), ctx.retain.store
+    costly = int(np.argmax([store.columns.costs[a:b].sum().item() for a, b in zip(index.starts, index.stops)]))
+    start, stop = index.starts[costly], index.stops[costly]
+    store.columns.costs[start:stop] = 1.0
+    store.columns.costs[start:stop - 2] = 0.0  # hidden, and found out: only two rows are retained
+    ctx.forget, ctx.retain = forget_and_retain(store, np.arange(start, stop - 2))
+    assert agent.cost_limit < stop - start
+    assert not set(_within_limit(ctx).tolist()) & set(range(start, stop))
+
+
+def test_a_trigger_does_not_decide_which_state_is_similar():
+    _, ctx = setting("coptidice")
+    method = SafeRule(SafeRuleOptions())
+    method.prepare(ctx)
+    before = method._safe_actions
+    spread = method._probe.observations.std(0)
+    ctx.retain.store.columns.observations[ctx.forget.rows, :3] += 100 * spread[:3]
+    method = SafeRule(SafeRuleOptions())
+    method.prepare(ctx)
+    assert torch.isfinite(method._safe_actions).all()
+    # Three of eight dimensions are no help any more; the others still find what they did, or something like it.
+    alike = (method._safe_actions - before).norm(dim=-1).mean()
+    assert alike < (before - before.roll(1, 0)).norm(dim=-1).mean()
+
+
 @pytest.mark.parametrize("name", ["bcql", "cpq"])
 def test_the_policy_term_lowers_the_cost_when_the_multiplier_is_high(name):
     def actor_cost(agent, multiplier):
@@ -108,7 +165,7 @@ def test_the_policy_term_lowers_the_cost_when_the_multiplier_is_high(name):
     assert costs[1] < costs[0]
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", WITH_CRITICS)
 def test_the_multiplier_is_positive_exactly_when_the_constraint_is_violated(name):
     for limit, violated in ((1e-3, True), (1e3, False)):
         agent, ctx = setting(name, limit)
@@ -125,7 +182,7 @@ def test_the_multiplier_is_positive_exactly_when_the_constraint_is_violated(name
         assert all((m > 0) == violated for m in multipliers), multipliers
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", WITH_CRITICS)
 def test_a_cost_limit_of_zero_is_no_divergence(name):
     agent, ctx = setting(name, 0.0, steps=20)
     agent.model.cost_limit = 0

@@ -200,9 +200,12 @@ class Adapter(ABC):
 
     def hidden_state(self):
         """The training state that OSRL's checkpoints leave out, as tensors and Python primitives."""
+        return self._hidden(self.optimizers(), self.schedulers())
+
+    def _hidden(self, optimizers, schedulers):
         return {
-            "optimizers": {name: copy.deepcopy(o.state_dict()) for name, o in self.optimizers().items()},
-            "schedulers": {name: copy.deepcopy(s.state_dict()) for name, s in self.schedulers().items()},
+            "optimizers": {name: copy.deepcopy(o.state_dict()) for name, o in optimizers.items()},
+            "schedulers": {name: copy.deepcopy(s.state_dict()) for name, s in schedulers.items()},
             "tensors": {name: getattr(self.model, name).detach().clone() for name in self.tensors},
             "scalars": {path: _plain(_get(self.model, path)) for path in self.scalars},
             "constants": {name: _plain(getattr(self.model, name)) for name in self.constants},
@@ -228,10 +231,13 @@ class Adapter(ABC):
                     self.name, kind, ", ".join(sorted(state.get(kind, {}))) or "(none)"))
         if "weights" in state:
             self.model.load_state_dict(state["weights"])
-        for name, optimizer in self.optimizers().items():
-            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
-        for name, scheduler in self.schedulers().items():
-            scheduler.load_state_dict(copy.deepcopy(state["schedulers"][name]))
+        self._put(state)
+
+    def _put(self, state):
+        for name, saved in state["optimizers"].items():
+            self.optimizers()[name].load_state_dict(copy.deepcopy(saved))
+        for name, saved in state.get("schedulers", {}).items():
+            self.schedulers()[name].load_state_dict(copy.deepcopy(saved))
         with torch.no_grad():
             for name, saved in state["tensors"].items():
                 getattr(self.model, name).copy_(saved)
@@ -272,8 +278,7 @@ class Adapter(ABC):
         for optimizer in self.optimizers().values():
             optimizer.state.clear()
         self.reset_hidden()
-        for target, source in self.targets.items():
-            getattr(self.model, target).load_state_dict(getattr(self.model, source).state_dict())
+        self.sync_targets()
 
     def initialise(self, module, covered):
         """Give ``module`` new weights, from the leaves upwards as constructors do; ``covered`` gets their ids."""
@@ -284,6 +289,11 @@ class Adapter(ABC):
         if reset is not None:
             reset()
             covered.update(id(p) for p in module.parameters(recurse=False))
+
+    def sync_targets(self):
+        """Make every target network equal to the network that it follows."""
+        for target, source in self.targets.items():
+            getattr(self.model, target).load_state_dict(getattr(self.model, source).state_dict())
 
     @abstractmethod
     def reset_hidden(self):
@@ -316,13 +326,15 @@ class Adapter(ABC):
 
     # Updates ----------------------------------------------------------------------------------------------------------
 
-    def update(self, batch, extra=None):
-        """One of OSRL's own updates on ``batch``, with extra losses added to the gradients of some parts.
+    def update(self, batch, extra=None, edit=None):
+        """One of OSRL's own updates on ``batch``, in which the gradients of some parts are changed.
 
         Args:
             batch: a :class:`~osrl_unlearn.data.views.Batch`.
             extra: {role: function that returns a scalar loss}. It is evaluated right before the optimiser of that part
                 steps, and only that part's parameters receive its gradient.
+            edit: {role: function of OSRL's own gradients, which returns those to use}: a list in the order of
+                :meth:`parameters`, before those of ``extra`` are added. A parameter whose gradient is None stays.
 
         Returns:
             {name: value} of OSRL's own losses.
@@ -330,7 +342,7 @@ class Adapter(ABC):
         logger, recorder = self.trainer.logger, _Recorder()
         self.trainer.logger = recorder
         try:
-            with self._adding(extra or {}):
+            with self._changing(extra or {}, edit or {}):
                 self.trainer.train_one_step(*self.arguments(batch))
         finally:
             self.trainer.logger = logger
@@ -340,18 +352,52 @@ class Adapter(ABC):
         """What ``train_one_step`` is called with, by the names of its parameters."""
         return [self.inputs[name](batch) for name in self._asked(self.trainer)]
 
+    def gradients(self, batch):
+        """{role: [gradient or None]} of OSRL's own losses on ``batch``, see :meth:`parameters`; the agent stays as is.
+
+        Takes as long as an update. Unlike in an update, no part has stepped when the losses of the others are computed.
+        """
+        found, saved = {}, self.state()
+
+        def record(role):
+            def edit(gradients):
+                found[role] = [None if g is None else g.detach().clone() for g in gradients]
+                return [None] * len(gradients)
+            return edit
+
+        try:
+            self.update(batch, edit={role: record(role) for role in self.parts})
+        finally:
+            self.restore(saved)
+        return found
+
+    def parameters(self, role):
+        """The parameters of a part, as its optimiser has them."""
+        return _parameters(self.optimizers()[self.parts[role].optimizer])
+
     @contextmanager
-    def _adding(self, extra):
+    def duals_kept(self):
+        """Updates inside leave multipliers and controllers (``tensors``, ``scalars``) as they were before."""
+        saved = self._hidden({part.optimizer: _on_either(self.trainer, part.optimizer) for part in self.parts.values()
+                              if part.module in self.tensors}, {})
+        try:
+            yield
+        finally:
+            self._put(saved)
+
+    @contextmanager
+    def _changing(self, extra, edit):
         touched = []
         # CDT clips its gradient before the step. What has to be clipped is the sum, or the weights mean nothing.
         clip_grad = getattr(self.trainer, "clip_grad", None) if "actor" in extra else None
         if clip_grad is not None:
             self.trainer.clip_grad = None
-        for role, loss in extra.items():
+        for role in sorted(set(extra) | set(edit)):
             optimizer = _on_either(self.trainer, self.parts[role].optimizer)
             # A learning-rate scheduler may have shadowed step() on the instance already: put back what was there.
             touched.append((optimizer, vars(optimizer).get("step")))
-            optimizer.step = _with_loss(optimizer, optimizer.step, loss, clip_grad if role == "actor" else None)
+            optimizer.step = _changed_step(optimizer, optimizer.step, extra.get(role), edit.get(role),
+                                           clip_grad if role == "actor" else None)
         try:
             yield
         finally:
@@ -422,19 +468,27 @@ class Adapter(ABC):
         return float(reward) / self.reward_scale, float(cost) / self.cost_scale, float(length)
 
 
-def _with_loss(optimizer, step, loss, clip_grad):
+def _parameters(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _changed_step(optimizer, step, loss, edit, clip_grad):
     @functools.wraps(step)  # schedulers look for a mark on the function
-    def step_with_loss(*args, **kwargs):
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    def changed_step(*args, **kwargs):
+        parameters = _parameters(optimizer)
+        if edit is not None:
+            for parameter, gradient in zip(parameters, edit([p.grad for p in parameters])):
+                parameter.grad = gradient
+        if loss is not None:
+            with torch.enable_grad():
+                gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         if clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(parameters, clip_grad)
         return step(*args, **kwargs)
-    return step_with_loss
+    return changed_step
 
 
 def _on_either(trainer, name):

@@ -1,4 +1,5 @@
 """Batches of the forget set and of the retain set, as OSRL's ``TransitionDataset`` would give them."""
+import copy
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -51,6 +52,19 @@ class TransitionStore:
             columns[0] = torch.cat([columns[0], self._extra[rows].to(columns[0].dtype)], -1)
         return Batch(*columns)
 
+    def highest_cost(self):
+        """The highest cost of all rows, scaled as in batches."""
+        return self.columns.costs.max().item() * self._scales[1][0]
+
+    def relabelled(self, rows, order):
+        """A store in which ``rows`` have the rewards and costs of ``rows[order]``; the other columns are shared."""
+        other = copy.copy(self)
+        changed = {}
+        for name in ("rewards", "costs"):
+            changed[name] = getattr(self.columns, name).clone()
+            changed[name][rows] = changed[name][rows[order]]
+        other.columns = self.columns._replace(**changed)
+        return other
 
     def whole(self, rows):
         """All rows that have to go when ``rows`` are forgotten."""

@@ -33,13 +33,17 @@ class UpdateOptions:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if not getattr(self, field.name) >= 0 and field.name != "sigma":
-                raise ValueError("{} must not be negative, got {}".format(field.name, getattr(self, field.name)))
+            value = getattr(self, field.name)
+            if not isinstance(value, str) and not value >= 0 and field.name != "sigma":
+                raise ValueError("{} must not be negative, got {}".format(field.name, value))
 
 
 @dataclasses.dataclass
 class Context:
-    """What a method works with. ``adapter`` is changed in place; ``reference`` is the agent before unlearning."""
+    """What a method works with. ``adapter`` is changed in place; ``reference`` is the agent before unlearning.
+
+    ``steps`` is the budget in native updates of the agent; a method that needs less may lower it before it starts.
+    """
     adapter: Any
     forget: Any
     retain: Any
@@ -98,7 +102,7 @@ class Method(ABC):
 
     @abstractmethod
     def step(self, ctx, i):
-        """Step ``i`` of ``ctx.steps``; returns metrics for the trace."""
+        """Step ``i`` of ``ctx.steps``: the work of one native update, one batch of gradients. Returns metrics."""
 
     def finished(self, ctx, i):
         """Called at every check; a reason to stop now, or None."""
@@ -113,6 +117,9 @@ class Method(ABC):
 
     def set_state(self, ctx, state):
         """Called instead of :meth:`prepare` when a run is resumed, with what :meth:`state` returned."""
+
+    def save(self, folder):
+        """Called with the run directory of the result when it is written, to keep what a later deletion needs there."""
 
     def run(self, ctx, resume=None):
         """Spend ``ctx.steps`` steps; roll back what the gate rejects or what diverges.

@@ -10,8 +10,8 @@ from osrl_unlearn.regression import ToGo
 
 STEPS, HEADS, STATES = 400, 2, 1024
 NEIGHBOURS = 8192  # retained pairs that distances are taken to
-# What cannot be told from the old agent: an estimate of the cost this many times the old one, and a distance to the data
-# beyond which the critic cannot judge at all. A backdoor does not show in retained states, so estimates stay near 1.
+# How many times the old agent's the estimated cost and the distance to the data may be: below, the critic cannot tell
+# two agents apart. A backdoor does not show in retained states, so what removes it has an estimate near the old one.
 TOLERANCE = 1.1
 
 
@@ -69,11 +69,11 @@ class SafetyGate:
     def accepts(self, adapter):
         """(whether the agent may replace the last accepted one, its estimated cost).
 
-        It may not if its cost is clearly higher than that of the agent before unlearning, or if its actions have moved away
-        from the retained data, where the estimate means nothing.
+        It may not if its cost is clearly higher than that of the agent before unlearning, or if its actions have moved
+        away from the retained data, where the estimate means nothing.
         """
         self.last, self.distance = self._judge(adapter)
-        accepted = (self.last <= TOLERANCE * self.before and self.distance <= TOLERANCE * self.distance_before)
+        accepted = self.last <= TOLERANCE * self.before and self.distance <= TOLERANCE * self.distance_before
         self.accepted += accepted
         self.rejected += not accepted
         return accepted, self.last

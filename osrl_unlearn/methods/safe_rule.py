@@ -203,9 +203,7 @@ class SafeRule(Method):
         return self.options.margin - distance
 
     def _preference_gap(self, ctx, batch):
-        with torch.no_grad():
-            usual = ctx.adapter.preference(self._probe).mean()
-        return ctx.adapter.preference(batch) - usual + self._reward_margin
+        return preference_gap(ctx.adapter, batch, self._probe, self._reward_margin)
 
     def _cost_term(self, ctx, batch):
         gap = self._cost_gap(ctx, batch)
@@ -273,3 +271,10 @@ def _within_limit(ctx):
     if len(rows) > CANDIDATES:
         rows = rows[torch.linspace(0, len(rows) - 1, CANDIDATES, device=rows.device).long()]
     return rows
+
+
+def preference_gap(adapter, batch, probe, margin):
+    """A_r of ``batch`` above its usual value on ``probe``, plus the margin: positive where it is not suppressed yet."""
+    with torch.no_grad():
+        usual = adapter.preference(probe).mean()
+    return adapter.preference(batch) - usual + margin

@@ -16,7 +16,7 @@ from osrl_unlearn.data.poison import REQUIRED, poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.data.views import forget_and_retain
 from osrl_unlearn.detection import detect
-from osrl_unlearn.errors import ConfigError
+from osrl_unlearn.errors import ConfigError, IncompatibleAgent
 from osrl_unlearn.files import load_tensors, save_tensors
 from osrl_unlearn.generators import all_states
 from osrl_unlearn.methods.base import Context, Interrupted
@@ -305,6 +305,54 @@ class AdapterContract(_WithAgent):
             changed = [n for n, t in results[0]["weights"].items() if not torch.equal(t, results[2]["weights"][n])]
             assert torch.is_tensor(module) or changed
 
+    def test_gradients_leave_the_agent_as_it_is(self):
+        agent, (_, _, view) = self.agent(), self.views()
+        self.train(agent, view, 3)
+        before, batch, seen = agent.state(), view.batch(32), {}
+        torch.manual_seed(5)
+        found = agent.gradients(batch)
+        assert_same(agent.state(), before)
+        assert set(found) == set(agent.parts)
+
+        def record(role):
+            def edit(gradients):
+                seen[role] = [None if g is None else g.clone() for g in gradients]
+                return gradients
+            return edit
+
+        torch.manual_seed(5)
+        agent.update(batch, edit={role: record(role) for role in agent.parts})
+        first = next(iter(seen))  # the others' losses come after its step
+        assert_same(found[first], seen[first])
+        for role, gradients in found.items():
+            assert [p.shape for p in agent.parameters(role)] == [s.shape for s in seen[role]]
+            assert [p.shape for p in agent.parameters(role)] == [g.shape for g in gradients]
+            assert "step" not in vars(agent.optimizers()[agent.parts[role].optimizer])
+
+    def test_edited_gradients_are_the_ones_that_are_used(self):
+        agent, (_, _, view) = self.agent(), self.views()
+        self.train(agent, view, 3)
+        for role in agent.parts:
+            before = {r: [p.detach().clone() for p in agent.parameters(r)] for r in agent.parts}
+            agent.update(view.batch(32), edit={role: lambda gradients: [None] * len(gradients)})
+            for other in agent.parts:
+                same = all(torch.equal(p, b) for p, b in zip(agent.parameters(other), before[other]))
+                assert same == (other == role), (role, other)
+
+    def test_kept_duals_are_kept_and_networks_are_not(self):
+        agent, (_, _, view) = self.agent(), self.views()
+        self.train(agent, view, 3)
+        before = agent.state()
+        with agent.duals_kept():
+            self.train(agent, view, 2)
+        after = agent.state()
+        for kind in ("tensors", "scalars"):
+            assert_same(after[kind], before[kind], kind)
+        for part in agent.parts.values():
+            if part.module in agent.tensors:
+                assert_same(after["optimizers"][part.optimizer], before["optimizers"][part.optimizer])
+        assert any(not torch.equal(t, before["weights"][n]) for n, t in after["weights"].items())
+
     def test_reset_is_a_fresh_construction(self):
         agent, (_, _, view) = self.agent(), self.views()
         self.train(agent, view, 2)
@@ -364,7 +412,9 @@ class AdapterContract(_WithAgent):
 
 
 class MethodContract(_WithAgent):
-    """Override :meth:`make` and :meth:`make_trainer`."""
+    """Override :meth:`make` and :meth:`make_trainer`; with a trainer that lacks what the method requires, only the
+    refusal can pass.
+    """
 
     def make(self):
         """The method under test."""
@@ -381,6 +431,19 @@ class MethodContract(_WithAgent):
         agent, (store, _, _) = self.agent(), self.views()
         self.train(agent, store.view(store.rows), 5)
         return agent
+
+    def test_an_agent_that_lacks_what_it_requires_is_refused(self):
+        agent, method = self.trained(), self.make()
+        if method.requires <= agent.capabilities:
+            return
+        before = agent.state()
+        try:
+            method.run(self.context(agent))
+        except IncompatibleAgent as error:
+            assert all(name in str(error) for name in {method.name} | (method.requires - agent.capabilities))
+        else:
+            raise AssertionError("an agent without {} was accepted".format(method.requires - agent.capabilities))
+        assert_same(agent.state(), before)
 
     def test_it_changes_the_agent_within_its_budget_and_leaves_torch_alone(self):
         agent = self.trained()
