@@ -180,13 +180,18 @@ class TableTrainer:
             optimizer.step()
         self.logger.store(**{name: loss.item() for name, loss in losses.items()})
 
+    def rollout(self):
+        """Never called: everything is known exactly."""
+        raise NotImplementedError("solve the CMDP instead")
+
 
 class TableAdapter(ActionValueAdapter):
     """The agent behind the interface that Safe-RULE sees. ``learns`` switches the agent's own updates off."""
 
     name = "table"
     trainer_class = "cmdp:TableTrainer"
-    capabilities = frozenset({"action_values", "log_prob", "generator"})
+    capabilities = frozenset({"values", "action_values", "log_prob", "generator"})
+    attributes = ()
     parts = {"actor": Part("actor", "actor_optim"), "reward_critic": Part("critic", "critic_optim"),
              "cost_critic": Part("cost_critic", "cost_critic_optim"), "generator": Part("behaviour", "behaviour_optim")}
 
@@ -224,17 +229,26 @@ class TableAdapter(ActionValueAdapter):
         """The limit of the discounted cost."""
         return self._threshold
 
-    def actions(self, observations):
+    @property
+    def cost_limit(self):
+        """The same: episodes end with probability 1 - gamma, so their costs need no discount."""
+        return self._threshold
+
+    def policy(self, observations):
         """The probabilities of the actions."""
         return torch.softmax(self.model.actor(observations), -1)
 
-    def log_prob(self, observations, actions):
+    def log_prob(self, batch):
         """log pi(a|s) of logged actions. Shape [n]."""
-        return (torch.log_softmax(self.model.actor(observations), -1) * actions).sum(-1)
+        return (torch.log_softmax(self.model.actor(batch.observations), -1) * batch.actions).sum(-1)
 
     def generator_error(self, batch):
         """Squared error of the probabilities of the behaviour model. Shape [n]."""
         return (torch.softmax(self.model.behaviour(batch.observations), -1) - batch.actions).pow(2).mean(-1)
+
+    def generator_loss(self, batch):
+        """That error, over the batch."""
+        return self.generator_error(batch).mean()
 
     def reward_heads(self, observations, actions):
         """Q_r. Shape [1, n]."""

@@ -23,7 +23,7 @@ kappa the cost threshold, 0 marks the agent before unlearning, and sp(x) = softp
 spread of A_r and Q_c on the retain set, distances in units of the spread of the actions. Of an agent without critics
 only the policy's own terms are left: the last ones of F3, the drift in F5, C3 and C4.
 
-The safe action of a forgotten state is our own addition: that of the most similar retained state, among those of
+The safe actions of a forgotten state are our own addition: those of the most similar retained states, among those of
 trajectories within the cost limit. Making forgotten actions unlikely says where the policy must not go, and in states
 that no retained trajectory visits, as under a trigger, it then goes anywhere, which can be worse than the poison. In
 the distance of two states every dimension counts with at most one standard deviation, so that a trigger, which puts
@@ -39,7 +39,8 @@ from osrl_unlearn.methods.base import PROBE_ROWS, Method, UpdateOptions
 from osrl_unlearn.options import option
 
 NEIGHBOURS = 2048  # forgotten pairs that the anchor's distances are taken to
-IMITATED, CANDIDATES, CHUNK = 1024, 4096, 32  # forgotten states that get a safe action, retained states it may be from
+# Forgotten states that get safe actions, retained states that these may be from, and how many of them are similar.
+IMITATED, CANDIDATES, SIMILAR, CHUNK = 1024, 4096, 8, 32
 
 
 @dataclasses.dataclass
@@ -174,20 +175,21 @@ class SafeRule(Method):
         return share * self.options.imitation_weight * ctx.adapter.generator_loss(batch._replace(actions=actions))
 
     def _imitated(self, ctx):
-        """A batch of forgotten states, and a safe action for each."""
-        drawn = torch.randint(len(self._safe_actions), (ctx.batch_size,), generator=self._drawing)
-        drawn = drawn.to(self._safe_actions.device)
-        return type(self._unsafe)(*(column[drawn] for column in self._unsafe)), self._safe_actions[drawn]
+        """A batch of forgotten states, and one of the safe actions for each."""
+        drawn, which = (torch.randint(count, (ctx.batch_size,), generator=self._drawing).to(self._safe_actions.device)
+                        for count in self._safe_actions.shape[:2])
+        return type(self._unsafe)(*(column[drawn] for column in self._unsafe)), self._safe_actions[drawn, which]
 
     def _find_safe_actions(self, ctx):
-        """The action of the most similar state of retained trajectories within the cost limit."""
+        """The actions of the most similar states of retained trajectories within the cost limit."""
         self._unsafe = self._train.everything(IMITATED)
         candidates = ctx.retain.store.gather(_within_limit(ctx))
         spread = self._probe.observations.std(0).clamp(min=1e-6)
         known = candidates.observations / spread
-        nearest = [(states[:, None] / spread - known[None]).abs().clamp(max=1.0).sum(-1).argmin(1)
-                   for states in self._unsafe.observations.split(CHUNK)]
-        self._safe_actions = candidates.actions[torch.cat(nearest)]
+        similar = min(SIMILAR, len(known))
+        nearest = [(states[:, None] / spread - known[None]).abs().clamp(max=1.0).sum(-1).topk(
+            similar, 1, largest=False).indices for states in self._unsafe.observations.split(CHUNK)]
+        self._safe_actions = candidates.actions[torch.cat(nearest)]  # [states, similar, act_dim]
         self._drawing = torch.Generator().manual_seed(ctx.seed)
 
     def _action_term(self, ctx, forget):
