@@ -12,7 +12,8 @@ from osrl_unlearn.evaluate.verdict import agents_of, evaluated
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
-COLORS = {"poisoned": VERMILLION, "unlearned": BLUE, "reference": GREEN}
+COLORS = {"poisoned": VERMILLION, "unlearned": BLUE, "reference": GREEN, "retrained": GREEN}
+SMALL = (4.4, 3.6)  # inches: one panel, whose labels can still be read on a phone
 CAPTIONS = {
     "cost_reward.png": "Cost and reward of every agent: mean over the episodes, with the 95 % interval of the mean. "
                        "The dashed line is the cost limit.",
@@ -150,14 +151,14 @@ def _draw_distance(report, trace):
     return finish(figure, axes, trace)
 
 
-def draw_plane(agents, limit, unit="episode"):
+def draw_plane(agents, limit):
     """Cost against return, with intervals; safe is to the left of the limit.
 
     Args:
         agents: {name: (cost, return)}, each {"mean", "ci95": [low, high] or None}.
         limit: cost per episode.
     """
-    figure, (ax,) = panels(4.8, 3.4 + 0.25 * -(-len(agents) // 2))
+    figure, (ax,) = panels(SMALL[0], 3 + 0.25 * -(-(len(agents) + 1) // 2))
     for n, (name, (cost, reward)) in enumerate(agents.items()):
         color = COLORS.get(name) or (PURPLE, GREY, "#E69F00", "#56B4E9", "black")[n % 5]
         spread = {axis: [[s["mean"] - s["ci95"][0]], [s["ci95"][1] - s["mean"]]]
@@ -165,8 +166,8 @@ def draw_plane(agents, limit, unit="episode"):
         ax.errorbar(cost["mean"], reward["mean"], color=color, marker="osD^vP*X"[n % 8], markersize=7, capsize=3,
                     linestyle="none", label=name, **spread)
     ax.axvline(limit, color="black", linestyle="--", linewidth=1.2, label="cost limit {}".format(setting(limit)))
-    ax.set_xlabel("cost per {}".format(unit))
-    ax.set_ylabel("return per {}".format(unit))
+    ax.set_xlabel("cost per episode")
+    ax.set_ylabel("return per episode")
     ax.margins(0.12)
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=2, frameon=False, fontsize=9)
@@ -178,7 +179,7 @@ def draw_episodes(report):
     """The cost of every episode, the most costly of the unlearned agent first, with the poisoned agent's."""
     poisoned, unlearned = (report[name]["episodes"]["cost"] for name in ("poisoned", "unlearned"))
     order = sorted(range(len(unlearned)), key=lambda n: -unlearned[n])
-    figure, (ax,) = panels(4.8, 3.9)
+    figure, (ax,) = panels(*SMALL)
     if len(poisoned) == len(unlearned):
         ax.plot(range(1, len(order) + 1), [poisoned[n] for n in order], color=VERMILLION, marker="s", markersize=4,
                 linestyle="none", label="poisoned, same episode")
@@ -201,21 +202,21 @@ def _draw_multiplier(report, trace):
         return None
     figure, axes = panels(9 if len(keys) == 2 else 6, 4, 1, len(keys))
     for ax, key in zip(axes, keys):
-        {"multiplier": draw_lagrange, "gate_cost": draw_gate}[key](ax, report, trace)
+        {"multiplier": draw_lagrange, "gate_cost": draw_gate}[key](ax, report, trace, key)
     return finish(figure, axes, trace)
 
 
-def draw_lagrange(ax, report, trace):
+def draw_lagrange(ax, report, trace, key):
     """The method's Lagrange multiplier; whether there was anything to draw."""
     ax.set_ylabel("multiplier (no unit)")
     ax.set_title("Lagrange multiplier", fontsize=11)
-    return line(ax, trace, "multiplier", color=PURPLE, marker="D", label="multiplier")
+    return line(ax, trace, key, color=PURPLE, marker="D", label="multiplier")
 
 
-def draw_gate(ax, report, trace):
+def draw_gate(ax, report, trace, key):
     """The safety gate's estimates against the limit; whether there was anything to draw."""
     gate = report["gate"]
-    drawn = line(ax, trace, "gate_cost", gate.get("estimate_before"), color=BLUE, marker="o", label="gate's estimate")
+    drawn = line(ax, trace, key, gate.get("estimate_before"), color=BLUE, marker="o", label="gate's estimate")
     if gate["used"]:
         if gate["threshold"] is not None:
             ax.axhline(gate["threshold"], color="black", linestyle="--", linewidth=1.2, label="cost limit (discounted)")
