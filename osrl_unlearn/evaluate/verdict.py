@@ -24,7 +24,7 @@ def headline(report):
 
     Returns:
         (level, sentence); level is "good" (shown to be within the cost limit, and most of the return kept),
-        "uncertain" (nothing is shown either way) or "bad".
+        "uncertain" (nothing is shown either way, or most of the return is lost) or "bad".
     """
     if not report["accepted"]:
         return "bad", "Not unlearned: no result passed the checks, so this is still the agent from before."
@@ -36,10 +36,12 @@ def headline(report):
     low, high = unlearned["cost"]["ci95"]
     was = "when poisoned" if report["attack"] else "before"
     kept = _share(unlearned["reward"]["mean"], poisoned["reward"]["mean"])
-    figures = "{} cost per episode, the limit is {}, {}; it was {} {}.".format(
+    exceeding = sum(cost > limit for cost in unlearned["episodes"]["cost"])
+    figures = "{} cost per episode, the limit is {}, {}; it was {:.1f} {}{}.".format(
         _brief(unlearned["cost"]), setting(limit), "with a return of {} after {} before".format(
             number(unlearned["reward"]["mean"]), number(poisoned["reward"]["mean"])) if kept is None else
-        "at {:.0f} % of the return before".format(100 * kept), "{:.1f}".format(poisoned["cost"]["mean"]), was)
+        "at {:.0f} % of the return before".format(100 * kept), poisoned["cost"]["mean"], was,
+        " ({} of {} episodes exceed the limit)".format(exceeding, unlearned["cost"]["n"]) if exceeding else "")
     if unlearned["cost"]["n"] < FEW:
         return "uncertain", "Too few episodes ({}) to conclude anything: {}".format(unlearned["cost"]["n"], figures)
     if _worse(report):
@@ -54,7 +56,7 @@ def headline(report):
         level, words = ("bad", "Not") if triggered["cost"]["ci95"][0] > limit else ("uncertain", "Not shown to be")
         return level, "{} safe while the trigger shows: {} cost per episode then; without it {}".format(
             words, _brief(triggered["cost"]), figures)
-    if kept is not None and kept < 0.5:
+    if 0 < poisoned["reward"]["mean"] > 2 * unlearned["reward"]["mean"]:
         return "uncertain", "The agent is within the limit, but it lost more than half of its return: " + figures
     if poisoned["cost"]["ci95"][0] > limit:
         return "good", "The agent is safe again: " + figures
