@@ -16,6 +16,7 @@ COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "collect": ("osrl_unlearn.collect", "make a dataset with fast-safe-rl"),
     "demo": ("osrl_unlearn.commands.demo", "poison, train, unlearn and compare on the shipped dataset"),
     "bench": ("osrl_unlearn.commands.bench", "measure many agents and make tables: which attacks harm"),
+    "report": ("osrl_unlearn.commands.report", "write one HTML file about unlearned agents, and the same as Markdown"),
     "doctor": ("osrl_unlearn.doctor", "check the installation"),
 }
 

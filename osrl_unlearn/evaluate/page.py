@@ -1,0 +1,360 @@
+"""The summary of ``osrl-unlearn report``: one list of blocks, written as one HTML file and as Markdown.
+
+A block is a dictionary with its "kind": heading (level, text, anchor), verdict (level, label, text), text (text), table
+(name, headers, rows), list (lines) and figures (figures: file, alt, caption, png). What stands between backticks in a
+text is code.
+"""
+import base64
+import io
+import json
+import os
+
+from osrl_unlearn.bench import intervals
+from osrl_unlearn.errors import EnvironmentProblem
+from osrl_unlearn.evaluate import figures, markdown
+from osrl_unlearn.evaluate.tables import interval, markdown_table, number, percent, setting
+from osrl_unlearn.evaluate.verdict import TRIGGERED, agents_of, evaluated, headline, verdict
+
+TEMPLATE = "page.html"
+LABELS = {"good": "Within the limit", "uncertain": "Look closer", "bad": "Do not use"}
+SHOWN = {"reference": "retrained"}  # what report.json calls reference is a retrained agent
+DPI = 180
+WORST = 5  # episodes
+
+
+# Content --------------------------------------------------------------------------------------------------------------
+
+def content(runs):
+    """The blocks of the summary of ``runs``: a list of :class:`~osrl_unlearn.evaluate.runs.UnlearnedRun`, n >= 1."""
+    if len(runs) == 1:
+        return [_heading(1, _title(runs[0].report))] + _run(runs[0], 2, "")
+    parts = [_heading(1, "Unlearning report: {} runs".format(len(runs)))]
+    groups = _settings(runs)
+    for methods in groups.values():
+        for name, group in methods.items():
+            parts.append(_group_verdict(name, group))
+    parts += [_heading(2, "All runs"), _all_runs(runs)]
+    for n, methods in enumerate(groups.values(), 1):
+        parts += _over_runs(methods, "over-runs-{}".format(n))
+    for n, run in enumerate(runs, 1):
+        parts += [_heading(2, "Run {}: {}".format(n, run.label), "run-{}".format(n))]
+        parts += _run(run, 3, "run-{}-".format(n))
+    return parts
+
+
+def _heading(level, text, anchor=None):
+    return {"kind": "heading", "level": level, "text": text, "anchor": anchor}
+
+
+def _text(text):
+    return {"kind": "text", "text": text}
+
+
+def _list(lines):
+    return {"kind": "list", "lines": lines}
+
+
+def _table(name, rows, headers):
+    return {"kind": "table", "name": name, "headers": headers, "rows": [[str(cell) for cell in row] for row in rows]}
+
+
+def _figure(name, figure, alt, caption):
+    with io.BytesIO() as file:
+        figure.savefig(file, dpi=DPI, format="png")
+        return {"file": name + ".png", "alt": alt, "caption": caption, "png": file.getvalue()}
+
+
+def _title(report):
+    return "Unlearning report: {} on {}, {}".format(report["agent"], report["task"], report["method"])
+
+
+def _run(run, level, prefix):
+    report = run.report
+    rank, sentence = headline(report)
+    parts = [{"kind": "verdict", "level": rank, "label": LABELS[rank], "text": sentence}]
+    warnings = (report.get("screening") or {}).get("warnings", ())
+    parts += [_text("The request to forget looks harmful: {}.".format(warning)) for warning in warnings]
+    parts += [_text("Audit: " + audit["verdict"]) for audit in run.audits.values() if audit.get("verdict")]
+    parts += [_heading(level, "Agents")] + _agents(report)
+    drawn = _figures(report, prefix)
+    if drawn:
+        parts += [_heading(level, "Figures"), {"kind": "figures", "figures": drawn}]
+    parts += _worst(report, level)
+    for path, audit in run.audits.items():
+        parts += _audit(path, audit, level)
+    parts += [_heading(level, "In detail")]
+    parts += [_text(text) for text in [verdict(report), markdown.forgotten_text(report),
+                                       *markdown.screening_lines(report)]]
+    parts += [_table("Critics and policy", *markdown.critic_rows(report)), _text(markdown.critics_text(report)),
+              _text("Safety gate: " + markdown.gate_text(report)), _heading(level, "Price"),
+              _list(markdown.price_lines(report)),
+              _heading(level, "Method, data and versions"), _list(markdown.run_lines(report))]
+    parts += _data(run)
+    parts += [_heading(level, "Limits of what was shown"), _list(_limits(run)),
+              _heading(level, "How these numbers were obtained"), _list(markdown.provenance_lines(report))]
+    return parts
+
+
+def _agents(report):
+    if not evaluated(report):
+        return [_text("No agent was run in the environment, so there are no costs and returns.")]
+    rows = []
+    for name, result, _, _ in agents_of(report):
+        costs = result["episodes"]["cost"]
+        over = sum(cost > report["cost_limit"] for cost in costs)
+        rows.append([SHOWN.get(name, name), interval(result["cost"]), interval(result["reward"]),
+                     number(result["normalized_cost"]), number(result["normalized_reward"]),
+                     "{} ({} of {})".format(percent(over / len(costs)), over, len(costs)) if costs else "-"])
+    return [_table("Agents", rows, ["agent", "cost", "return", "normalized cost", "normalized return",
+                                    "violation rate"]),
+            _text("Cost and return are sums over an episode: mean [95 % interval]. The cost limit is {} per episode; a "
+                  "normalized cost of at most 1 is within it. Violation rate: share of the episodes that cost more "
+                  "than the limit.".format(setting(report["cost_limit"])))]
+
+
+def _figures(report, prefix):
+    drawn, limit = [], setting(report["cost_limit"])
+    if evaluated(report):
+        agents = {SHOWN.get(name, name): (result["cost"], result["reward"])
+                  for name, result, _, _ in agents_of(report)}
+        drawn.append(_figure(
+            prefix + "cost-return", figures.draw_plane(agents, report["cost_limit"]),
+            "Cost against return. {}; cost limit {}.".format(_points(agents), limit),
+            "Cost against return of every agent: means with 95 % intervals. Safe is to the left of the dashed line."))
+        costs = report["unlearned"]["episodes"]["cost"]
+        drawn.append(_figure(
+            prefix + "episodes", figures.draw_episodes(report),
+            "Cost of {} episodes of the unlearned agent, from {:g} down to {:g}; cost limit {}.".format(
+                len(costs), max(costs), min(costs), limit),
+            "Cost of every evaluation episode, sorted by the unlearned agent's cost."))
+    critics, after = report["critics"], report["updates"]["unlearn"]
+    ends = {"{}/{}".format(key, rows): change["after"] for key in critics for rows, change in critics[key].items()
+            if change["after"] is not None}
+    trace = report.get("trace") or [dict(ends, step=after)]
+    for key, name, draw, caption in (
+            ("reward_value/forget", "reward critic", figures.draw_critic, "What the agent's reward critic says of the "
+             "forget set and of the retain set during unlearning."),
+            ("cost_value/forget", "cost critic", figures.draw_critic, "What the agent's cost critic says of the forget "
+             "set and of the retain set during unlearning."),
+            ("multiplier", "Lagrange multiplier", figures.draw_lagrange, "The method's Lagrange multiplier. Above 0: "
+             "the method takes the cost limit for violated and works against it."),
+            ("gate_cost", "safety gate", figures.draw_gate, "The safety gate's estimate, on logged data alone. A "
+             "result that looks more costly than the agent before is rolled back.")):
+        values = [entry[key] for entry in trace if key in entry]
+        figure, (ax,) = figures.panels(*figures.SMALL)
+        if values and draw(ax, report, trace, key.partition("/")[0]):
+            drawn.append(_figure(prefix + name.lower().replace(" ", "-"), figures.finish(figure, [ax], trace), (
+                "{} over the unlearning steps: from {} to {}, at most {}.".format(
+                    key.replace("_value/", " critic on the ") + (" set" if "/" in key else ""), number(values[0]),
+                    number(values[-1]), number(max(values)))), caption))
+    return drawn
+
+
+def _points(agents):
+    return "; ".join("{}: cost {}, return {}".format(name, number(cost["mean"]), number(reward["mean"]))
+                     for name, (cost, reward) in agents.items())
+
+
+def _worst(report, level):
+    if not evaluated(report):
+        return []
+    poisoned, unlearned = report["poisoned"]["episodes"], report["unlearned"]["episodes"]
+    before = dict(enumerate(poisoned["cost"])) if len(poisoned["cost"]) == len(unlearned["cost"]) else {}
+    episodes = sorted(enumerate(zip(unlearned["cost"], unlearned["reward"], unlearned["length"])),
+                      key=lambda item: -item[1][0])
+    return [_heading(level, "Most costly episodes"), _table(
+        "Most costly episodes", [[n, "{:g}".format(cost), number(reward), "{:g}".format(length),
+                                  "{:g}".format(before[n]) if n in before else "-"]
+                                 for n, (cost, reward, length) in episodes[:WORST]],
+        ["episode", "cost", "return", "steps", "poisoned agent's cost"])]
+
+
+def _data(run):
+    if run.manifest is None:
+        return [_text("No forget manifest lies beside the result, so the data's hashes are not known.")]
+    rows = [[name, digests.get("before") or "not recorded", digests.get("after") or "not recorded"]
+            for name, digests in sorted(run.manifest.columns.items())]
+    return [_text("SHA-256 of the columns of the data, before and after poisoning; `osrl-unlearn verify` compares them "
+                  "with a dataset."), _table("Hashes of the data", rows, ["column", "before", "after"])]
+
+
+def _limits(run):
+    report, lines = run.report, list(run.report["notes"])
+    if not evaluated(report):
+        lines.append("Not computed: cost and return, since evaluation was switched off.")
+    else:
+        lines.append("The intervals are over {} episodes of these very agents. They say nothing of other training "
+                     "seeds.".format(report["unlearned"]["cost"]["n"]))
+    if report["reference"] is None:
+        lines.append("Not computed: the distance to an agent that was retrained without the forgotten data; none was "
+                     "given.")
+    if "reward_value" not in report["critics"]:
+        lines.append("Not computed: values of critics; the agent has none.")
+    if report["multiplier"] is None:
+        lines.append("Not computed: a Lagrange multiplier; the method has none.")
+    if report.get("screening") is None:
+        lines.append("Not computed: the screening of the request to forget.")
+    if TRIGGERED.format("unlearned") not in report.get("more_agents", {}):
+        lines.append("Not computed: the agent's behaviour under a trigger; no trigger is on record.")
+    if not run.audits:
+        lines.append("Not computed: an audit. A cost within the limit does not show that the data is forgotten.")
+    return lines
+
+
+def _audit(path, audit, level):
+    name = os.path.splitext(os.path.basename(path))[0]
+    parts = [_heading(level, name.capitalize()), _text("From `{}`.".format("/".join(path.split(os.sep)[-4:])))]
+    if audit.get("claims"):
+        parts.append(_table("Claims", [[c["claim"], {True: "yes", False: "NO", None: "not decided"}[c["holds"]],
+                                        c.get("because", "")] for c in audit["claims"]],
+                            ["claim", "holds", "because"]))
+    if audit.get("metrics"):
+        rows = []
+        for metric, found in audit["metrics"].items():
+            if "not_computed" in found:
+                rows.append([metric, "not computed", found["not_computed"]])
+                continue
+            value = _value(found.get("value"))
+            if found.get("ci95") is not None:
+                value += " [{}, {}]".format(*map(number, found["ci95"]))
+            rows.append([metric, value, ", ".join("{}: {}".format(k, _value(v))
+                                                  for k, v in (found.get("details") or {}).items())])
+        parts.append(_table("Metrics", rows, ["metric", "value [95 % interval]", "details"]))
+    return parts
+
+
+def _value(value):
+    if value is None or isinstance(value, (int, float)) and not isinstance(value, bool):
+        return number(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# Several runs ---------------------------------------------------------------------------------------------------------
+
+def _settings(runs):
+    """{(task, agent, limit, attack): {method: [runs]}}: what may be averaged is under one key."""
+    found = {}
+    for run in runs:
+        report = run.report
+        attack = report["attack"] and {k: v for k, v in report["attack"].items() if k in ("name", "options", "rate",
+                                                                                         "unit")}
+        where = (report["task"], report["agent"], report["cost_limit"], json.dumps(attack, sort_keys=True))
+        options = json.dumps([report["options"], report["updates"]["unlearn"]], sort_keys=True)
+        found.setdefault(where, {}).setdefault((report["method"], options), []).append(run)
+    return {where: _named(methods) for where, methods in found.items()}
+
+
+def _named(methods):
+    """The same method with other options or another budget is another entry: "safe_rule", "safe_rule (2)"."""
+    named, count = {}, {}
+    for (method, _), runs in methods.items():
+        count[method] = count.get(method, 0) + 1
+        named[method if count[method] == 1 else "{} ({})".format(method, count[method])] = runs
+    return named
+
+
+def _per_agent(runs, name):
+    """Mean cost and return of every trained agent: runs that start from the same weights are one number."""
+    episodes = {}
+    for run in runs:
+        if evaluated(run.report) and run.report[name] is not None:
+            episodes.setdefault(run.report["models"]["before"], []).append(run.report[name]["episodes"])
+    return intervals.per_seed(episodes)
+
+
+def _group_verdict(name, runs):
+    report, levels = runs[0].report, [headline(run.report)[0] for run in runs]
+    level = "bad" if "bad" in levels else "uncertain" if "uncertain" in levels else "good"
+    sentence = "{} of {} on {}: ".format(name, report["agent"], report["task"])
+    if len(runs) == 1:
+        sentence += headline(report)[1]
+    else:
+        sentence += "{} of {} runs are shown to be within the limit of {}".format(
+            levels.count("good"), len(runs), setting(report["cost_limit"]))
+        after, before = (list(_per_agent(runs, name)["cost"].values()) for name in ("unlearned", "poisoned"))
+        sentence += "; none was evaluated." if not after else (
+            ", with {} cost per episode over them; it was {} {}.".format(
+                _over(intervals.mean(after)), _over(intervals.mean(before)),
+                "when poisoned" if report["attack"] else "before"))
+    return {"kind": "verdict", "level": level, "label": LABELS[level], "text": sentence}
+
+
+def _over(summary):
+    values = [summary["mean"]] + (summary["ci95"] or [])
+    mean, *ends = ["{:.1f}".format(value) for value in values]
+    return "{} [{}]".format(mean, ", ".join(ends)) if ends else mean
+
+
+def _all_runs(runs):
+    rows = []
+    for n, run in enumerate(runs, 1):
+        report = run.report
+        rows.append([n, run.label, report["seed"], LABELS[headline(report)[0]]] + (
+            [interval(report[name][key]) for name, key in (("poisoned", "cost"), ("unlearned", "cost"),
+                                                           ("unlearned", "reward"))]
+            if evaluated(report) else ["-"] * 3))
+    return _table("All runs", rows, ["run", "where", "seed", "verdict", "cost before", "cost", "return"])
+
+
+def _over_runs(methods, file):
+    everything = [run for runs in methods.values() for run in runs]
+    report = everything[0].report
+    found = {"poisoned": _per_agent(everything, "poisoned")}
+    found.update((name, _per_agent(runs, "unlearned")) for name, runs in methods.items())
+    found["retrained"] = _per_agent(everything, "reference")
+    found = {name: numbers for name, numbers in found.items() if numbers["cost"]}
+    if not found or max(len(numbers["cost"]) for numbers in found.values()) < 2:
+        return []
+    rows, points = [], {}
+    for name, numbers in found.items():
+        mean, apart = intervals.means(numbers), intervals.paired(numbers, found["poisoned"])
+        points[name] = (mean["cost"], mean["return"])
+        rows.append([name, mean["cost"]["n"], _over(mean["cost"]), _over(mean["return"])] + (
+            ["-", "-"] if name == "poisoned" or apart is None else [_over(apart["cost"]), _over(apart["return"])]))
+    attack = report["attack"]
+    return [_heading(2, "Over runs: {} on {}, {}".format(report["agent"], report["task"],
+                                                         attack["name"] if attack else "plain deletion")),
+            _table("Over runs", rows, ["agent", "trained agents", "cost", "return", "cost - poisoned",
+                                       "return - poisoned"]),
+            _text("Mean [95 % interval, Student's] over trained agents, each one number: runs that start from the same "
+                  "weights are averaged first. Per episode; the cost limit is {}.".format(
+                      setting(report["cost_limit"]))),
+            {"kind": "figures", "figures": [_figure(
+                file, figures.draw_plane(points, report["cost_limit"]), "Cost against return over runs. {}; cost limit "
+                "{}.".format(_points(points), setting(report["cost_limit"])),
+                "Cost against return: mean over trained agents, with 95 % intervals. Safe is to the left of the dashed "
+                "line.")]}]
+
+
+# Writers --------------------------------------------------------------------------------------------------------------
+
+def environment():
+    """Jinja2's environment. Raises EnvironmentProblem where it is missing."""
+    try:
+        import jinja2
+    except ImportError:
+        raise EnvironmentProblem("Jinja2 is not installed, and HTML is written with it: run python -m pip install "
+                                 "jinja2, or install osrl-unlearn[report]")
+    found = jinja2.Environment(loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
+                               autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    found.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return found
+
+
+def as_html(blocks):
+    """One file that needs no other and no network."""
+    return environment().get_template(TEMPLATE).render(blocks=blocks) + "\n"
+
+
+def as_markdown(blocks, folder="figures"):
+    """The same as Markdown, with its figures in ``folder``."""
+    write = {
+        "heading": lambda b: "#" * b["level"] + " " + b["text"],
+        "verdict": lambda b: "**{}. {}**".format(b["label"], b["text"]),
+        "text": lambda b: b["text"],
+        "table": lambda b: markdown_table(b["rows"], b["headers"]),
+        "list": lambda b: markdown.bullets(b["lines"]),
+        "figures": lambda b: "\n\n".join("![{}]({}/{})\n\n{}".format(f["alt"], folder, f["file"], f["caption"])
+                                         for f in b["figures"]),
+    }
+    return "\n\n".join(write[block["kind"]](block).replace("<", "&lt;") for block in blocks) + "\n"
