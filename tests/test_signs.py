@@ -455,8 +455,8 @@ def test_all_terms_together_make_the_poisoned_agent_safe_and_its_critics_those_o
 
 
 @pytest.mark.parametrize("kind", ["tabular", pytest.param("linear", marks=moves_away(
-    "with shared features the policy is dragged along in states that are not forgotten, and the toy actor has no update "
-    "of its own that brings it back"))])
+    "with shared features the policy is dragged along in states that are not forgotten, and the toy actor has no "
+    "update of its own that brings it back"))])
 @pytest.mark.parametrize("attack", ["cost_hide", "reward_bait"])
 def test_all_terms_together_bring_the_policy_to_the_retrained_one(attack, kind):
     case, (agent, _) = scenario(attack, kind), all_terms(attack, kind)
