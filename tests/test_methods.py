@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from agents import AGENTS, WITH_CRITICS, make_trainer
+from agents import AGENTS, make_trainer
 
 from osrl_unlearn.adapters import adapt
 from osrl_unlearn.data.trajectories import TrajectoryIndex
@@ -15,15 +15,17 @@ from osrl_unlearn.methods.shards import Shards, ShardsOptions
 from osrl_unlearn.testing import toy_data
 from osrl_unlearn.testing.contracts import assert_same
 
-VALUED = ["bcql", "cpq"]  # critics of actions
+VALUED = ["bcql", "bearl", "coptidice", "cpq"]  # with critics
+ACTION_VALUED = ["bcql", "bearl", "cpq"]  # with critics of actions
 
 
 def setting(name, steps=30, trajectories=(10, 11), updates=30, seed=0):
     """(agent trained on everything, context) on toy data of which ``trajectories`` are forgotten."""
     data = toy_data()
+    index = TrajectoryIndex(data)
     torch.manual_seed(0)
     agent = adapt(make_trainer(name))
-    index, store = TrajectoryIndex(data), agent.store(data, 0.1, 1.0)
+    store = agent.store(data, 0.1, 1.0)
     rows = np.concatenate([np.arange(index.starts[n], index.stops[n]) for n in trajectories])
     forget, retain = forget_and_retain(store, rows)
     everything = store.view(store.rows)
@@ -65,7 +67,9 @@ def losses_on_forget_set(agent, ctx):
 
 
 @pytest.mark.parametrize("name, loss", [("bcql", "loss/critic_loss"), ("bcql", "loss/loss_vae"),
-                                        ("cpq", "loss/cost_critic_loss"), ("coptidice", "loss/actor_loss")])
+                                        ("cpq", "loss/cost_critic_loss"), ("coptidice", "loss/actor_loss"),
+                                        ("bearl", "loss/critic_loss"), ("bc", "loss/actor_loss"),
+                                        ("cdt", "all_loss")])
 def test_gradient_ascent_raises_the_agents_loss_on_the_forget_set(name, loss):
     agent, ctx = setting(name)
     before = losses_on_forget_set(agent, ctx)[loss]
@@ -122,7 +126,7 @@ def test_forgotten_rows_drive_no_integrator():
 # grad_diff ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", VALUED)
+@pytest.mark.parametrize("name", ACTION_VALUED)
 def test_grad_diff_gives_the_critics_the_difference_of_the_gradients(name, monkeypatch):
     agent, ctx = setting(name)
     method = make_method("grad_diff")
@@ -213,7 +217,7 @@ def test_traj_deleter_flips_the_labels_of_the_forget_set_in_every_other_block(fl
     assert len(seen) == 20
 
 
-@pytest.mark.parametrize("name", WITH_CRITICS)
+@pytest.mark.parametrize("name", VALUED)
 def test_traj_deleters_second_stage_stays_near_the_old_critics(name):
     def moved(anchor):
         agent, ctx = setting(name, steps=40)
@@ -261,7 +265,7 @@ def test_random_labels_permutes_within_the_forget_set_only(monkeypatch):
 # value_suppression ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", WITH_CRITICS)
+@pytest.mark.parametrize("name", VALUED)
 def test_value_suppression_lowers_the_preference_for_the_forget_set(name):
     def preference(method, options):
         agent, ctx = setting(name)
@@ -273,7 +277,7 @@ def test_value_suppression_lowers_the_preference_for_the_forget_set(name):
     assert preference("value_suppression", {"reward_weight": 5.0}) < preference("fine_tune", {}) - 1e-3
 
 
-@pytest.mark.parametrize("name", WITH_CRITICS)
+@pytest.mark.parametrize("name", VALUED)
 def test_value_suppression_adds_to_no_part_but_the_reward_critic(name, monkeypatch):
     def without_draws(function):  # so that later parts draw the same latents
         def wrapped(batch):
@@ -394,11 +398,11 @@ def test_the_agent_that_shards_leaves_is_the_medoid():
     agent, ctx = setting("coptidice", steps=30, updates=5)
     method = Shards(ShardsOptions(shards=3))
     method.run(ctx)
-    states, actions = ctx.retain.everything(), []
+    probe, actions = ctx.retain.everything(), []
     chosen = agent.state()["weights"]
     for member in method.agents:
         agent.restore(member["state"])
-        actions.append(agent.actions(states).detach())
+        actions.append(agent.actions(probe).detach())
     distances = [(a - sum(actions) / 3).norm(dim=-1).mean().item() for a in actions]
     assert_same(chosen, method.agents[int(np.argmin(distances))]["state"]["weights"])
     assert len(set(distances)) == 3
@@ -416,7 +420,7 @@ def test_shards_are_kept_in_a_folder_and_checked(tmp_path):
         make_method("shards", {"previous": str(tmp_path)}).run(setting("bcql", trajectories=(0,), updates=2)[1])
     with pytest.raises(RunError, match="no checkpoint at"):
         make_method("shards", {"previous": str(tmp_path / "none")}).run(setting("cpq", updates=2)[1])
-    with pytest.raises(ConfigError, match="13 shards need as many trajectories, the data have 12"):
+    with pytest.raises(ConfigError, match="13 shards need as many trajectories, the agent was trained on 12"):
         make_method("shards", {"shards": 13}).run(setting("cpq", updates=2)[1])
     with pytest.raises(ConfigError, match="3 updates is less than one for each of 4 shards"):
         make_method("shards", {"shards": 4}).run(setting("cpq", steps=3, updates=2)[1])

@@ -389,7 +389,7 @@ class Adapter(ABC):
     def _changing(self, extra, edit):
         touched = []
         # CDT clips its gradient before the step. What has to be clipped is the sum, or the weights mean nothing.
-        clip_grad = getattr(self.trainer, "clip_grad", None) if "actor" in extra else None
+        clip_grad = getattr(self.trainer, "clip_grad", None) if "actor" in set(extra) | set(edit) else None
         if clip_grad is not None:
             self.trainer.clip_grad = None
         for role in sorted(set(extra) | set(edit)):

@@ -6,7 +6,8 @@ and its cost. They are permuted together, by one permutation that the seed fixes
 forget set stays and only their bond to states and actions is cut; relabelled and retained rows are drawn in their
 natural proportion. TrajDeleter's baseline of this kind sets rewards to equally spaced values instead.
 
-Where all forgotten rows carry the same label nothing is cut, and forgotten *actions* are imitated as before.
+Where all forgotten rows carry the same label nothing is cut, and forgotten *actions* are imitated as before. Agents
+without critics are refused: BC's loss has no labels, and CDT learns from sums of them over whole trajectories.
 """
 import torch
 
@@ -31,7 +32,7 @@ class RandomLabels(FineTune):
         rows = ctx.forget.rows
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(ctx.seed)).to(rows.device)
         store = ctx.forget.store.relabelled(rows, order)
-        self._view = store.view(store.rows, ctx.seed)
+        self._view = store.view(store.rows, ctx.seed, True)
 
     def step(self, ctx, i):
         """One native update."""

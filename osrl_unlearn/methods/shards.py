@@ -114,16 +114,15 @@ class Shards(Method):
 
     def _open(self, ctx, number):
         self.number = number
-        rows = self.agents[number]["rows"].numpy()
-        self._view = ctx.retain.store.view(rows, self._seed(ctx, number), True)
+        self._view = ctx.retain.store.view(self.agents[number]["rows"].numpy(), self._seed(ctx, number), True)
 
     @torch.no_grad()
     def _medoid(self, ctx):
-        states, actions = ctx.retain.everything(PROBE_ROWS), []
+        probe, actions = ctx.retain.everything(PROBE_ROWS), []
         for agent in self.agents:
             ctx.adapter.restore(agent["state"])
             torch.manual_seed(ctx.seed)  # stochastic policies are compared with the same draws
-            actions.append(ctx.adapter.actions(states))
+            actions.append(ctx.adapter.actions(probe))
         actions = torch.stack(actions)
         return (actions - actions.mean(0)).norm(dim=-1).mean(-1).argmin().item()
 
@@ -159,12 +158,13 @@ class Shards(Method):
 
 def _split(store, shards, seed):
     """Row numbers (int64, on the CPU) of each shard: whole trajectories, their numbers equal up to one."""
-    trajectory = torch.cumsum(store.columns.is_init.cpu(), 0).long() - 1
-    count = int(trajectory[-1]) + 1
-    if count < shards:
-        raise ConfigError("{} shards need as many trajectories, the data have {}".format(shards, count))
-    shard = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[trajectory] % shards
-    return [torch.nonzero(shard == number).flatten() for number in range(shards)]
+    rows = torch.as_tensor(np.sort(store.rows))
+    trajectories, own = torch.cumsum(store.columns.is_init.cpu(), 0)[rows].unique(return_inverse=True)
+    if len(trajectories) < shards:
+        raise ConfigError("{} shards need as many trajectories, the agent was trained on {}".format(
+            shards, len(trajectories)))
+    shard = torch.randperm(len(trajectories), generator=torch.Generator().manual_seed(seed))[own] % shards
+    return [rows[shard == number] for number in range(shards)]
 
 
 def _path(folder):
