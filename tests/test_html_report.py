@@ -268,6 +268,17 @@ def error(capsys, *argv):
     return found[0]
 
 
+def test_an_interval_that_leaves_its_mean_out_can_be_drawn(tmp_path):
+    def skewed(report):
+        set_costs(report, unlearned=[0.0] * 19 + [100.0])
+        report["unlearned"]["cost"]["ci95"] = [6.0, 40.0]
+        report.update(critics={}, trace=[])
+
+    write_run(tmp_path / "run", skewed)
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    assert "5.00 [6.00, 40.00]" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
 def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, capsys):
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()
@@ -276,6 +287,8 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, capsys):
     assert "report.seed: expected integer, got str" in error(capsys, tmp_path / "bad", "--out", out)
     write_run(tmp_path / "trace", lambda report: report.update(trace=[{"step": 1, "multiplier": "x"}]))
     assert "report.trace[0].multiplier: expected number" in error(capsys, tmp_path / "trace", "--out", out)
+    write_run(tmp_path / "none", lambda report: report["unlearned"]["episodes"].update(cost=[]))
+    assert "unlearned.episodes.cost: expected at least 1 items" in error(capsys, tmp_path / "none", "--out", out)
     write_run(tmp_path / "good")
     (tmp_path / "bad" / "report.json").write_text("{", encoding="utf-8")
     assert "cannot be read as JSON" in error(capsys, tmp_path / "good", tmp_path / "bad", "--out", out)

@@ -161,10 +161,13 @@ def draw_plane(agents, limit):
     figure, (ax,) = panels(SMALL[0], 3 + 0.25 * -(-(len(agents) + 1) // 2))
     for n, (name, (cost, reward)) in enumerate(agents.items()):
         color = COLORS.get(name) or (PURPLE, GREY, "#E69F00", "#56B4E9", "black")[n % 5]
-        spread = {axis: [[s["mean"] - s["ci95"][0]], [s["ci95"][1] - s["mean"]]]
-                  for axis, s in (("xerr", cost), ("yerr", reward)) if s["ci95"] is not None}
-        ax.errorbar(cost["mean"], reward["mean"], color=color, marker="osD^vP*X"[n % 8], markersize=7, capsize=3,
-                    linestyle="none", label=name, **spread)
+        # Not errorbar(), which refuses intervals that the mean is outside of: BCa can give them.
+        for summary, x, y, cap in ((cost, cost["ci95"], [reward["mean"]] * 2, "|"),
+                                   (reward, [cost["mean"]] * 2, reward["ci95"], "_")):
+            if summary["ci95"] is not None:
+                ax.plot(x, y, color=color, linewidth=1.6, marker=cap, markersize=8)
+        ax.plot([cost["mean"]], [reward["mean"]], color=color, marker="osD^vP*X"[n % 8], markersize=7, linestyle="none",
+                label=name)
     ax.axvline(limit, color="black", linestyle="--", linewidth=1.2, label="cost limit {}".format(setting(limit)))
     ax.set_xlabel("cost per episode")
     ax.set_ylabel("return per episode")

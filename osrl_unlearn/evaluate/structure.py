@@ -48,7 +48,8 @@ def walk(value, schema, definitions, path):
                   "{}.{}".format(path, name))
     if isinstance(value, (list, tuple)):
         if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
-            raise ValueError("{}: expected {} items, got {}".format(path, schema["maxItems"], len(value)))
+            raise ValueError("{}: expected {} items, got {}".format(
+                path, schema.get("maxItems") or "at least {}".format(schema["minItems"]), len(value)))
         for n, item in enumerate(value):
             walk(item, schema.get("items", {}), definitions, "{}[{}]".format(path, n))
     if "if" in schema:
