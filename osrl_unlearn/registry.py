@@ -104,6 +104,12 @@ DETECTORS = Registry("detector", {
     "value_gap": "osrl_unlearn.detectors.value_gap:ValueGap",
 }, "osrl_unlearn.detectors.base:Detector")
 
+METRICS = Registry("metric", {  # in the order in which an audit computes and shows them
+    "safety": "osrl_unlearn.audit.safety:Safety",
+    "distance": "osrl_unlearn.audit.distance:Distance",
+    "membership": "osrl_unlearn.audit.membership:Membership",
+}, "osrl_unlearn.audit.base:Metric")
+
 ADAPTERS = Registry("adapter", {
     "cpq": "osrl_unlearn.adapters.cpq:CPQAdapter",
     "bc": "osrl_unlearn.adapters.bc:BCAdapter",

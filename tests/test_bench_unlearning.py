@@ -187,7 +187,7 @@ def test_fresh_states_are_those_of_the_episodes(out):
     batch = measures.visited(adapter, cell())
     assert adapter.trainer.env is env and batch.observations.shape == (200, 8) and batch.actions.shape == (200, 2)
     with torch.no_grad():
-        assert torch.allclose(adapter.actions(batch.observations), batch.actions, atol=1e-5)
+        assert torch.allclose(adapter.actions(batch), batch.actions, atol=1e-5)
 
 
 def test_checkpoints_do_not_change_the_run(out):

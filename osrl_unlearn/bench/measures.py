@@ -1,11 +1,11 @@
 """What is measured of an unlearned agent beside its episodes: distance to retraining, relearning, its checkpoints."""
 import numpy as np
-import torch
 from scipy.stats import wasserstein_distance
 
+from osrl_unlearn.audit.distance import says as _says
+from osrl_unlearn.audit.distance import visited as _visited
 from osrl_unlearn.bench import agents, unlearning
-from osrl_unlearn.data.views import Batch, TransitionStore, forget_and_retain
-from osrl_unlearn.generators import private_torch
+from osrl_unlearn.data.views import TransitionStore, forget_and_retain
 
 PAIRS = 2048  # pairs of state and action of each set at which agents are compared
 RELEARNING = 10  # ordinary updates on the retain set for each update of unlearning
@@ -91,46 +91,6 @@ def distance(cell, out):
     return result
 
 
-@torch.no_grad()
-def _says(adapter, batch, seed):
-    with private_torch(seed, adapter.device):  # the same latents for every agent
-        actions = adapter.actions(batch.observations)
-    return {name: value.double().cpu().numpy() for name, value in (
-        ("actions", actions), ("reward_value", adapter.reward_value(batch).mean(0)),
-        ("cost_value", adapter.cost_value(batch).mean(0)))}
-
-
 def visited(adapter, cell):
-    """A Batch of at most PAIRS states that an agent visits and actions that it takes there; it holds nothing else."""
-    trainer = adapter.trainer
-    env, trainer.env = trainer.env, Recorded(trainer.env)
-    try:
-        agents.episodes(adapter, cell, 0)
-        pairs = trainer.env.pairs
-    finally:
-        trainer.env = env
-    chosen = np.linspace(0, len(pairs) - 1, min(PAIRS, len(pairs))).astype(int)
-    observations, actions = (torch.as_tensor(np.stack([pairs[i][column] for i in chosen]).astype(np.float32),
-                                             device=adapter.device) for column in (0, 1))
-    return Batch(observations, None, actions, *[None] * 4)
-
-
-class Recorded:
-    """An environment that notes what its agent sees and does: ``pairs`` of observation and action."""
-
-    def __init__(self, env):
-        self._env, self._seen, self.pairs = env, None, []
-
-    def __getattr__(self, name):
-        return getattr(self._env, name)
-
-    def reset(self, *args, **kwargs):
-        """Start an episode."""
-        self._seen, info = self._env.reset(*args, **kwargs)
-        return self._seen, info
-
-    def step(self, action):
-        """One step."""
-        self.pairs.append((np.array(self._seen), np.array(action)))
-        self._seen, *rest = self._env.step(action)
-        return (self._seen, *rest)
+    """What an agent visits in its first episodes of evaluation, see :func:`~osrl_unlearn.audit.distance.visited`."""
+    return _visited(adapter, lambda: agents.episodes(adapter, cell, 0))[0]

@@ -4,7 +4,7 @@ import math
 import warnings
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 
 LEVEL, RESAMPLES = 0.95, 9999
 # SciPy 1.15 renamed the argument; the old name will go away.
@@ -57,10 +57,33 @@ def paired_difference(a, b):
     return summary(a - b)
 
 
-def _interval(values, method):
+def worst_share(values, share=0.1):
+    """Conditional value at risk: mean of the highest ``share`` of ``values`` (at least one), as :func:`summary`.
+
+    The interval is the percentile one: BCa's acceleration is unreliable for a mean of few order statistics.
+    """
+    values = np.asarray(values, np.float64)
+    worst = max(1, int(np.ceil(share * values.size)))
+
+    def tail(sample, axis=-1):
+        return np.sort(sample, axis)[..., -worst:].mean(axis)
+
+    found = summary(values)
+    found["mean"] = float(tail(values))
+    found["ci95"] = _interval(values, "percentile", tail) if found["ci95"][0] != found["ci95"][1] else found["ci95"]
+    return found
+
+
+def share(count, n):
+    """{"mean", "ci95", "n"} of a share of ``count`` in ``n``, with Wilson's score interval."""
+    low, high = binomtest(int(count), int(n)).proportion_ci(LEVEL, method="wilson")
+    return {"mean": count / n, "ci95": [float(low), float(high)], "n": int(n)}
+
+
+def _interval(values, method, statistic=np.mean):
     with warnings.catch_warnings():
         # A degenerate sample makes BCa warn and return NaN, which summary() deals with.
         warnings.simplefilter("ignore")
-        low, high = bootstrap((values,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method=method,
+        low, high = bootstrap((values,), statistic, n_resamples=RESAMPLES, confidence_level=LEVEL, method=method,
                               **{_GENERATOR: np.random.default_rng(0)}).confidence_interval
     return [float(low), float(high)]

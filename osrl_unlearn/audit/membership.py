@@ -1,0 +1,136 @@
+"""Membership inference: does the agent still treat forgotten trajectories as data that it was trained on?"""
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from scipy.stats import linregress, rankdata
+
+from osrl_unlearn.audit.base import Metric, NotComputed, Result
+
+RESAMPLES = 2000
+LOW = (0.01, 0.05)  # false positive rates at which the true positive rate is reported
+
+
+def scores(ctx, adapter, where):
+    """{attack: score of each trajectory of a :class:`~osrl_unlearn.audit.base.Set` [trajectories]}; higher: a member.
+
+    "action_error": minus the squared distance of the policy's actions to the logged ones. "likelihood": the density of
+    the logged actions.
+    """
+    found = {"action_error": lambda b: -(adapter.actions(b) - b.actions).pow(2).sum(-1)}
+    if "log_prob" in adapter.capabilities:
+        found["likelihood"] = adapter.log_prob
+    return {name: where.per_trajectory(ctx.ask(adapter, where.batch, question)) for name, question in found.items()}
+
+
+def values(ctx, adapter, sets):
+    """{"reward_value", "cost_value": the critics on each of ``sets`` (lists [rows])}, of agents that have critics.
+
+    Critics of different agents differ in offset and scale, so each is mapped linearly onto what the trajectories of the
+    last set really brought or cost from there on, by least squares.
+    """
+    found = {}
+    for name in ("reward_value", "cost_value") if "values" in adapter.capabilities else ():
+        said = [ctx.ask(adapter, s.batch, lambda b: getattr(adapter, name)(b).mean(0)) for s in sets]  # noqa: B023
+        line = linregress(said[-1], to_go(sets[-1], name)) if np.ptp(said[-1]) else None
+        found[name] = [v if line is None else line.slope * v + line.intercept for v in said]
+    return found
+
+
+def to_go(where, name):
+    """What the critic called ``name`` is to say of a Set. Shape [rows]."""
+    return where.rewards_to_go if name == "reward_value" else where.costs_to_go
+
+
+def auroc(members, others):
+    """Area under the ROC curve of scores [n] against scores [m]: the share of pairs in the right order, ties half."""
+    members, others = np.asarray(members), np.asarray(others)
+    n, m = members.shape[-1], others.shape[-1]
+    ranks = rankdata(np.concatenate([members, others], -1), axis=-1)
+    return (ranks[..., :n].sum(-1) - n * (n + 1) / 2) / (n * m)
+
+
+def true_positives(members, others, rate):
+    """Share of ``members`` [n] above a threshold that at most ``rate`` of the ``others`` [m] exceed."""
+    others = np.sort(np.asarray(others), -1)
+    allowed = int(np.floor(rate * others.shape[-1]))
+    return (np.asarray(members) > others[..., -1 - allowed, None]).mean(-1)
+
+
+def separation(members, others, seed=0):
+    """AUROC and true positive rates of scores, each {"mean", "ci95", "n"}; percentile bootstrap over trajectories."""
+    rng = np.random.default_rng(seed)
+    a = np.asarray(members)[rng.integers(len(members), size=(RESAMPLES, len(members)))]
+    b = np.asarray(others)[rng.integers(len(others), size=(RESAMPLES, len(others)))]
+    figures = {"auroc": auroc}
+    figures.update({"tpr_at_fpr_{:g}".format(rate): lambda x, y, rate=rate: true_positives(x, y, rate)
+                    for rate in LOW})
+    return {name: {"mean": float(figure(np.asarray(members), np.asarray(others))),
+                   "ci95": [float(v) for v in np.percentile(figure(a, b), [2.5, 97.5])], "n": len(members)}
+            for name, figure in figures.items()}
+
+
+def matched(forget, others):
+    """Positions of the trajectories of the Set ``others`` that are most like those of ``forget``, each used once.
+
+    Likeness is the distance of the mean states and actions, each dimension in units of its spread in ``others``; the
+    sum over all pairs is the smallest possible. All are returned if there are not more than in ``forget``.
+    """
+    if len(others.ids) <= len(forget.ids):
+        return np.arange(len(others.ids))
+    means = [np.stack([s.per_trajectory(column) for part in (s.batch.observations, s.batch.actions)
+                       for column in part.double().cpu().numpy().T], 1) for s in (forget, others)]
+    spread = np.maximum(means[1].std(0), 1e-9)
+    return np.sort(linear_sum_assignment(cdist(means[0] / spread, means[1] / spread))[1])
+
+
+class Membership(Metric):
+    """AUROC of forgotten trajectories against ones that are like them but are not to be forgotten.
+
+    With references, a trajectory's score is the audited agent's minus the mean of the references', for which forgotten
+    trajectories are no members: how hard a trajectory is cancels out, and retained trajectories show what the difference
+    is by chance. The value attacks take by how much the critic is nearer to the trajectory's labels than the references'.
+    With a holdout, scores are also compared as they are. A second reference is put in the audited agent's place to show
+    how far from 0.5 an agent is that never saw the forget set ("calibration"). Without it the value attacks do not
+    count: critics that start differently differ most where they were not trained, which is on the forget set.
+    """
+
+    name = "membership"
+    summary = "do forgotten trajectories still look like members (AUROC, strongest of several attacks)"
+
+    def compute(self, ctx):
+        """{"attacks": {attack: separation}, "strongest": name, "calibration": {attack: separation} or absent}."""
+        if not ctx.references and ctx.holdout is None:
+            raise NotComputed("nothing is known to be no member: add --reference RUN_DIR or --holdout FILE")
+        forget, other = ctx.sets["forget"], ctx.sets["retain" if ctx.holdout is None else "holdout"]
+        like = matched(forget, other)
+        if min(len(forget.ids), len(like)) < 2:
+            raise NotComputed("at least two trajectories to forget and two others are needed")
+        agents = [adapter for name, adapter in ctx.agents.items() if name != "original"]
+        asked = [([scores(ctx, agent, s) for s in (forget, other)], values(ctx, agent, (forget, other)))
+                 for agent in agents]
+        pairs = differences(asked[0], asked[1:], (forget, other)) if ctx.references else {}
+        if ctx.holdout is not None:
+            pairs.update({name: [side[name] for side in asked[0][0]] for name in asked[0][0][0]})
+        attacks = {name: separation(a, b[like], seed=ctx.seed) for name, (a, b) in pairs.items()}
+        value = {"attacks": attacks}
+        if len(agents) > 2:
+            value["calibration"] = {name: separation(a, b[like], seed=ctx.seed) for name, (a, b) in differences(
+                asked[2], asked[1:2] + asked[3:], (forget, other)).items()}
+        value["strongest"] = max((name for name in attacks if len(agents) > 2 or "value" not in name),
+                                 key=lambda name: abs(attacks[name]["auroc"]["mean"] - 0.5))
+        per = {name: dict(zip(map(str, forget.ids.tolist()), pair[0].tolist())) for name, pair in pairs.items()}
+        return Result(value, per, {"against": "held-out" if ctx.holdout is not None else "retained",
+                                   "trajectories": {"forget": len(forget.ids), "others": len(like)}})
+
+
+def differences(agent, references, sets):
+    """{attack: [scores of the trajectories of each of ``sets``]} of what an agent says against what ``references`` say."""
+    found = {name + " - reference": [agent[0][n][name] - np.mean([r[0][n][name] for r in references], 0)
+                                     for n in range(len(sets))] for name in agent[0][0]}
+    for name in agent[1]:
+        found[name + " - reference"] = []
+        for n, s in enumerate(sets):
+            theirs = np.mean([r[1][name][n] for r in references], 0)
+            found[name + " - reference"].append(s.per_trajectory(
+                (agent[1][name][n] - theirs) * np.sign(to_go(s, name) - theirs)))
+    return found
