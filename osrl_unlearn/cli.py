@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from osrl_unlearn import __version__
-from osrl_unlearn.errors import ConfigError, OsrlUnlearnError
+from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
 from osrl_unlearn.hooks import startup
 
 COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
@@ -18,7 +18,7 @@ COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "demo": ("osrl_unlearn.commands.demo", "poison, train, unlearn and compare on the shipped dataset"),
     "bench": ("osrl_unlearn.commands.bench", "measure many agents and make tables: which attacks harm"),
     "plugins": ("osrl_unlearn.commands.plugins", "list attacks, detectors, methods and adapters, with their origin"),
-    "patch": ("osrl_unlearn.commands.patch", "let a checkout of OSRL load plugins, so that plain python takes our flags"),
+    "patch": ("osrl_unlearn.commands.patch", "patch a checkout of OSRL, so that plain python takes our flags"),
     "enable": ("osrl_unlearn.commands.enable", "let plain python take our flags in this environment, OSRL untouched"),
     "disable": ("osrl_unlearn.commands.disable", "undo enable"),
     "doctor": ("osrl_unlearn.doctor", "check the installation"),
@@ -266,9 +266,13 @@ def help_text(line):
     out += ["  --unlearn.from  run directory to unlearn from; no script is run then"]
     for kind, registry in (("poison", ATTACKS), ("unlearn", METHODS)):
         for name in registry.names():
-            if line.ours.get(kind) in (name, None):
-                out += ["", "Options of --{} {}:".format(kind, name)] + (
-                    describe(registry.load(name).Options, "--{}.".format(kind)) or ["  none"])
+            if line.ours.get(kind) not in (name, None):
+                continue
+            try:
+                options = describe(registry.load(name).Options, "--{}.".format(kind)) or ["  none"]
+            except EnvironmentProblem as error:  # somebody else's plugin: the others can still be explained
+                options = ["  {}".format(error)]
+            out += ["", "Options of --{} {}:".format(kind, name)] + options
     if line.target is not None:
         out += ["", "Help of {}:".format(line.target), ""]
     return "\n".join(out)

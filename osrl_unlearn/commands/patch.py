@@ -1,7 +1,7 @@
 """``osrl-unlearn patch OSRL_DIR``: let a checkout of OSRL load plugins, and mend ``gym`` in its training scripts.
 
 The diffs have no context, so that they quote no line of OSRL, and git would apply them at a wrong place of another
-version without a word. So every file must be, byte for byte, the one that a diff was made from or the one that it makes.
+version without a word. So every file must be, byte for byte, what a diff was made from or what it makes.
 """
 import glob
 import hashlib
@@ -48,7 +48,7 @@ def main(args):
     refused = ["{} is {}".format(change.path, state) for change, state in states.items()
                if state not in ("original", "patched")]
     if refused:
-        raise EnvironmentProblem("nothing was changed in {}: {}. The patches fit OSRL's published scripts (git 03a4586) "
+        raise EnvironmentProblem("nothing was changed in {}: {}. The patches fit the published OSRL (git 03a4586) "
                                  "only; {}".format(args.checkout, ", ".join(refused), _advice(args)))
     todo = [change for change, state in states.items() if state == ("patched" if args.reverse else "original")]
     if todo:

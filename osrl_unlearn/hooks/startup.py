@@ -1,8 +1,8 @@
 """--poison and --unlearn in a script that plain python runs, without our runner.
 
-Two ways lead to :func:`activate`: an OSRL that loads the entry points of ``osrl.plugins`` (``osrl-unlearn patch``), and a
-line that python executes when it starts (``osrl-unlearn enable``), which waits until the script imports ``osrl``. Both
-do nothing, and import nothing but the standard library, unless a flag of ours is on the command line.
+Two ways lead to :func:`activate`: an OSRL that loads the entry points of ``osrl.plugins`` (``osrl-unlearn patch``),
+and a line that python executes when it starts (``osrl-unlearn enable``), which waits until the script imports ``osrl``.
+Both do nothing, and import nothing but the standard library, unless a flag of ours is on the command line.
 """
 import ast
 import atexit
@@ -16,8 +16,8 @@ from osrl_unlearn.hooks.imports import on_import, package_root
 
 _LINE_FILE = "osrl_unlearn_startup.pth"
 # Python executes this at every start, also in other programs, and also after this package has been uninstalled.
-_LINE = ("import sys; any(a.startswith(('--poison', '--unlearn')) for a in getattr(sys, 'argv', [])[1:]) and "
-         "exec('try:\\n from osrl_unlearn.hooks.startup import wait\\nexcept ImportError:\\n pass\\nelse:\\n wait()')\n")
+_LINE = ("import sys; any(a.startswith(('--poison', '--unlearn')) for a in getattr(sys, 'argv', [])[1:]) and exec('try:"
+         "\\n from osrl_unlearn.hooks.startup import wait\\nexcept ImportError:\\n pass\\nelse:\\n wait()')\n")
 _taken = False  # whether somebody, our runner or an earlier call, looks after the flags of this process
 
 
