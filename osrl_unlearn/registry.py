@@ -36,14 +36,14 @@ def _offers(group):
     found, seen = [], set()
     for distribution in importlib.metadata.distributions():
         try:
-            origin, version = distribution.metadata["Name"], distribution.version
             entries = [entry for entry in distribution.entry_points if entry.group == group]
+            origin, version = (distribution.metadata["Name"], distribution.version) if entries else (None, None)
         except Exception:
             continue  # half-uninstalled, or not ours to judge
         # A distribution can be on the path twice; the first hides the second, as with modules.
         if entries and origin not in seen:
             found += [_Offer(entry, origin, version) for entry in entries]
-        seen.add(origin)
+            seen.add(origin)
     return sorted(found, key=lambda offer: (offer.entry.name, offer.origin))
 
 

@@ -66,9 +66,9 @@ def broken(tmp_path, monkeypatch):
     """Distributions with entry points that cannot be used, on the path of this process."""
     for module, source in BROKEN.items():
         (tmp_path / "theirs_{}.py".format(module)).write_text(source + "open('imported', 'a').close()\n")
-    publish(tmp_path, "first", "osrl_unlearn.attacks", {"leaves": "theirs_leaves:X", "fails": "theirs_fails:X",
-                                                        "wrong": "theirs_wrong:Wrong", "gone": "no_such_module:X",
-                                                        "cost_hide": "theirs_cheat:Cheat", "twice": "theirs_wrong:Wrong"})
+    publish(tmp_path, "first", "osrl_unlearn.attacks", {
+        "leaves": "theirs_leaves:X", "fails": "theirs_fails:X", "wrong": "theirs_wrong:Wrong",
+        "gone": "no_such_module:X", "cost_hide": "theirs_cheat:Cheat", "twice": "theirs_wrong:Wrong"})
     publish(tmp_path, "second", "osrl_unlearn.attacks", {"twice": "theirs_wrong:Wrong"})
     publish(tmp_path, "third", "osrl_unlearn.adapters", {"fails": "theirs_fails:X"})
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -41,6 +41,8 @@ def main(args):
         raise ConfigError("no checkout of OSRL at {}: expected the folder that holds osrl/ and examples/".format(
             args.checkout))
     states = {change: _state(args.checkout, change) for change in changes()}
+    # Without its training scripts there is nothing to mend in them.
+    states = {change: state for change, state in states.items() if state != "missing"}
     if args.check:
         for change, state in states.items():
             print("{:9}{}".format(state, change.path))
