@@ -227,8 +227,8 @@ def _plain_python():
     if patched:
         found.append("OSRL is patched")
     if patched and not _entry_point():
-        return WARNING, "OSRL is patched, but osrl-unlearn is on the path without being installed, so OSRL cannot find " \
-            "it", "python -m pip install ."
+        return WARNING, "OSRL is patched, but cannot find osrl-unlearn, which is on the path without being installed", \
+            "python -m pip install ."
     return OK, "; ".join(found) or "does not take our flags ('osrl-unlearn enable' or 'osrl-unlearn patch' changes " \
         "that)", ""
 

@@ -21,10 +21,12 @@ class Patch:
 
     ``original`` is the plain function: for a method ``args`` starts with ``self``, for a class method with the class.
     ``parameters`` are the names that the original's parameters must start with; with other names the patch refuses,
-    because ``around`` would misread the call.
+    because ``around`` would misread the call. ``owner`` is the class itself, for one that cannot be imported: then
+    ``target`` is for messages only.
     """
 
-    def __init__(self, target, around, parameters=()):
+    def __init__(self, target, around, parameters=(), owner=None):
+        self.owner = owner
         self.target, self.around, self.parameters = target, around, tuple(parameters)
         self.module, _, path = target.partition(":")
         self.path = path.split(".")
@@ -86,6 +88,8 @@ class Patch:
                 "switched off".format(self.target)]
 
     def _owner(self):
+        if self.owner is not None:
+            return self.owner
         try:
             owner = importlib.import_module(self.module)
         except ImportError as error:

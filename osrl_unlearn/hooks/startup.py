@@ -84,7 +84,9 @@ def _begin():
     path = getattr(main, "__file__", None)
     if path is None:
         raise ConfigError("--poison and --unlearn work for scripts only: this is an interactive session")
-    if not _trains_under_pyrallis(path):
+    with open(path, "rb") as file:
+        source = file.read()
+    if not _trains_under_pyrallis(source):
         # When its training is over cannot be seen from here, but the runner sees when the script is.
         spec = main.__spec__
         raise SystemExit(cli.main(["run"] + ([path] if spec is None else ["-m", spec.name]) + sys.argv[1:]))
@@ -92,14 +94,16 @@ def _begin():
     if line.help:
         print(cli.help_text(line), flush=True)
     else:
-        _Plain(line.ours)
+        plain = _Plain(line.ours)
+        if plain.session.unlearn is not None:
+            from osrl_unlearn.hooks.session import refuse_unsupported
+            refuse_unsupported(source, path)
     sys.argv[1:] = line.rest
 
 
-def _trains_under_pyrallis(path):
+def _trains_under_pyrallis(source):
     """Whether the script decorates a function with ``pyrallis.wrap()``, as OSRL's scripts do."""
-    with open(path, "rb") as file:
-        tree = ast.parse(file.read(), path)
+    tree = ast.parse(source)
     return any(isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Attribute)
                and decorator.func.attr == "wrap" for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
                for decorator in node.decorator_list)
