@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from agents import make_trainer, subprocess_environment
+from test_shapes import POISON, SKETCH, UNLEARN
 
 from osrl_unlearn.adapters import adapt
 from osrl_unlearn.cli import main
@@ -55,6 +56,19 @@ def test_the_help_explains_a_third_partys_attack(installed):
     out = call("-m", "osrl_unlearn", "--help", "--poison", "thirdparty_zero_rewards", folder=installed / "site",
                cwd=installed)
     assert "Options of --poison thirdparty_zero_rewards:\n  --poison.segment_length" in out
+
+
+def test_a_third_partys_agent_is_poisoned_and_unlearned_by_third_parties_plugins(installed, tmp_path):
+    (tmp_path / "script.py").write_text(SKETCH + """
+from osrl_unlearn_thirdparty.agent import Gentle, GentleTrainer
+env, data = load()
+train(make_trainer(env, make_logger(), GentleTrainer, Gentle), batches(TransitionDataset(data, 0.1)))
+""")
+    call("-m", "osrl_unlearn", "script.py", *POISON[:2], "--poison", "thirdparty_zero_rewards", "--unlearn",
+         "thirdparty_descent", *UNLEARN[2:], folder=installed / "site", cwd=tmp_path)
+    with open(str(tmp_path / "logs" / "run" / "unlearned" / "thirdparty_descent" / "report.json")) as file:
+        report = json.load(file)
+    assert (report["agent"], report["method"]) == ("thirdparty_gentle", "thirdparty_descent")
 
 
 BROKEN = {"leaves": "raise SystemExit('bye')\n", "fails": "1 / 0\n", "wrong": "class Wrong:\n    name = 'wrong'\n",

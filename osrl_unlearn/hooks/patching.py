@@ -147,10 +147,11 @@ class PatchSet:
     def when_imported(self, module, patches):
         """Install ``patches`` right after ``module`` has been executed, or now if it is imported already.
 
-        If they do not fit, the import of that module fails with EnvironmentProblem.
+        ``patches`` may be a function that takes the module and returns them. If they do not fit, the import of that
+        module fails with EnvironmentProblem.
         """
-        patches = tuple(patches)
-        self._pending.append(on_import(module, lambda imported: self.add(*patches)))
+        find = patches if callable(patches) else (lambda imported, fixed=tuple(patches): fixed)
+        self._pending.append(on_import(module, lambda imported: self.add(*find(imported))))
 
     def undo(self):
         """Drop what is pending, undo what is installed, and return the notes. A second call does nothing."""

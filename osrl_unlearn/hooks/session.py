@@ -1,6 +1,7 @@
 """One run of an unedited script with --poison, --unlearn or --dataset: what is wrapped, and what happens after it."""
 import ast
 import dataclasses
+import functools
 import os
 import random
 import sys
@@ -17,7 +18,7 @@ from osrl_unlearn.detection import DETECT, find_forget_set
 from osrl_unlearn.errors import IncompatibleAgent, OsrlUnlearnError, RunError
 from osrl_unlearn.hooks.patching import Patch, PatchSet
 from osrl_unlearn.hooks.reach import ENOUGH, Reach, columns_of
-from osrl_unlearn.hooks.seams import SEAMS, Seam
+from osrl_unlearn.hooks.seams import SEAMS
 
 
 @dataclasses.dataclass
@@ -92,7 +93,7 @@ class Session:
         around = {"get_dataset": self._get_dataset, "pre_process_data": self._pre_process_data,
                   "save_checkpoint": self._save_checkpoint, "setup_optimizers": self._setup_optimizers}
         modules = {}
-        for seam in self._seams():
+        for seam in SEAMS:
             owner, _, name = seam.target.partition(":")[2].rpartition(".")
             if name == "train_one_step":
                 continue  # wrapped where a trainer's class has it, when there is one
@@ -102,16 +103,25 @@ class Session:
         try:
             for module, wanted in modules.items():
                 self.patch_set.when_imported(module, wanted)
+            for target in self._trainers_of_third_parties():
+                module, _, name = target.partition(":")
+                self.patch_set.when_imported(module, functools.partial(self._constructor, target, name))
         except BaseException:
             self.patch_set.undo()
             raise
         return self.patch_set
 
-    def _seams(self):
+    def _trainers_of_third_parties(self):
         if self.unlearn is None:
-            return SEAMS
+            return []
         from osrl_unlearn.adapters import third_party
-        return SEAMS + tuple(Seam(cls.trainer_class + ".__init__", ("self",)) for cls in third_party()[0])
+        return [cls.trainer_class for cls in third_party()[0]]
+
+    def _constructor(self, target, name, module):
+        trainer = getattr(module, name, object)
+        owner = next(cls for cls in trainer.__mro__ if "__init__" in vars(cls))
+        return [] if owner is object else [Patch(target + ".__init__", self._remembering(self._new_trainer),
+                                                 owner=owner)]
 
     def _remembering(self, call):
         """``call``, whose errors are kept: a script that catches them must not end as if nothing had happened."""

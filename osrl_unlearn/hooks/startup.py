@@ -80,16 +80,15 @@ def _stop(error):
 def _begin():
     from osrl_unlearn import cli
     from osrl_unlearn.hooks import flags
-    main = sys.modules["__main__"]
-    path = getattr(main, "__file__", None)
-    if path is None:
-        raise ConfigError("--poison and --unlearn work for scripts only: this is an interactive session")
+    path, spec = sys.argv[0], getattr(sys.modules["__main__"], "__spec__", None)
+    if not os.path.isfile(path):
+        raise ConfigError("--poison and --unlearn work in scripts only, and {} is no file".format(path or "this"))
     with open(path, "rb") as file:
         source = file.read()
     if not _trains_under_pyrallis(source):
         # When its training is over cannot be seen from here, but the runner sees when the script is.
-        spec = main.__spec__
-        raise SystemExit(cli.main(["run"] + ([path] if spec is None else ["-m", spec.name]) + sys.argv[1:]))
+        as_module = spec is not None and spec.origin == path  # not so under a profiler
+        raise SystemExit(cli.main(["run"] + (["-m", spec.name] if as_module else [path]) + sys.argv[1:]))
     line = flags.split_argv([path] + sys.argv[1:])
     if line.help:
         print(cli.help_text(line), flush=True)
