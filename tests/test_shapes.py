@@ -78,6 +78,14 @@ def main():
 
 main()
 """,
+    "columns by name": """
+env, data = load()
+trainer = make_trainer(env, make_logger())
+for _, columns in zip(range(6), batches(TransitionDataset(data, 0.1))):
+    trainer.train_one_step(**dict(zip(("observations", "next_observations", "actions", "rewards", "costs", "done"),
+                                      columns)))
+trainer.logger.save_checkpoint()
+""",
     "a loader with eight columns": """
 class Wide(TransitionDataset):
     def __iter__(self):

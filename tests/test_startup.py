@@ -256,9 +256,7 @@ def test_without_our_flags_nothing_is_ours_and_the_weights_are_the_same(way, pat
 
 
 @pytest.mark.parametrize("flags, text", [
-    (["--poison", "cost_hid"], "did you mean 'cost_hide'"), (["--poison.rate", "0.1"], "needs --poison NAME"),
-    (["--poison", "cost_hide", "--unlern", "x"], "did you mean --unlearn"),
-    (["--unlearn", "fine_tune"], "nothing to forget"),
+    (["--poison", "cost_hid"], "did you mean 'cost_hide'"),
     (["--unlearn", "fine_tune", "--unlearn.from", "logs"], "use osrl-unlearn unlearn logs")])
 def test_a_mistake_is_one_line_and_the_script_does_not_start(enabled, package, tmp_path, flags, text):
     done = run(enabled, os.path.join(HERE, "checkout", SCRIPT), *SMALL, *flags, cwd=tmp_path, path=[package], status=2)

@@ -26,7 +26,8 @@ class Reach:
         self._labels = {name: np.asarray(data[name], np.float32)[forget][order]
                         for name in ("actions", "rewards", "costs")}
         self._dim = data["observations"].shape[1]
-        self.reached = 0   # forget rows seen so far, with their labels
+        self.looked = False
+        self.reached = 0    # forget rows seen so far, with their labels
         self.otherwise = 0  # rows with the observation of a forget row, and other labels
 
     def known(self, columns):
@@ -39,6 +40,7 @@ class Reach:
 
     def look(self, columns, reward_scale, cost_scale):
         """Count the forget rows of a batch whose labels are those of the data, for the columns that the batch has."""
+        self.looked = True
         keys = _keys(self._observations(columns))
         found = np.flatnonzero(_at(self._forget_keys, keys) == keys) if len(self._forget_keys) else []
         if not len(found):
@@ -67,12 +69,14 @@ class Reach:
 
 
 def columns_of(function, args, kwargs):
-    """{name: tensor} of a call of ``train_one_step``, whether it takes columns or one list of them."""
+    """{name: tensor} of a call of ``train_one_step``, which takes columns, or a list or dictionary of them."""
     arguments = list(inspect.signature(function).bind(*args, **kwargs).arguments.items())[1:]
     if len(arguments) == 1 and isinstance(arguments[0][1], (list, tuple)):
         values = arguments[0][1]
         values = values[0] if len(values) == 1 and isinstance(values[0], (list, tuple)) else values
         return dict(zip(Batch._fields, values))
+    if len(arguments) == 1 and isinstance(arguments[0][1], dict):
+        return arguments[0][1]
     return dict(arguments)
 
 

@@ -219,7 +219,7 @@ class Session:
             return original(trainer, *args, **kwargs)
         columns = columns_of(original, (trainer,) + args, kwargs)
         if training.batch_size is None:
-            training.batch_size = len(next(iter(columns.values())))
+            training.batch_size = next((len(value) for value in columns.values() if hasattr(value, "__len__")), 1)
             self._check_folder(training)
         if self.attack is not None or self.unlearn is not None:
             self._look(training, columns)
@@ -282,7 +282,7 @@ class Session:
 
     def _save_checkpoint(self, original, logger, suffix=None):
         original(logger, suffix)
-        training = next((t for t in self.trainings if getattr(t.trainer, "logger", None) is logger), None)
+        training = next((t for t in reversed(self.trainings) if getattr(t.trainer, "logger", None) is logger), None)
         record = training.record if training is not None and training.record is not None else self._record()
         if record is None or not logger.log_dir:
             return
@@ -316,11 +316,10 @@ class Session:
             raise RunError("the script never gave the poisoned data to one of OSRL's datasets (TransitionDataset, "
                            "SequenceDataset): what it trained is not known to be poisoned")
         if self.attack is not None:
-            for record in self.records:
-                if not record.saved:
-                    self._save_manifest(record, os.getcwd())
-                    _say("no checkpoint was saved with a logger of fsrl's, so the forget manifest is {}".format(
-                        rundir.manifest_path(os.getcwd())))
+            if not any(record.saved for record in self.records):
+                self._save_manifest(self._record() or trained[-1].record, os.getcwd())
+                _say("no checkpoint was saved with a logger of fsrl's, so the forget manifest is {}".format(
+                    rundir.manifest_path(os.getcwd())))
         if self.unlearn is None:
             return None
         if not trained:
@@ -329,7 +328,10 @@ class Session:
 
     def _check_reached(self, training):
         reach = training.reach
-        if reach is not None and reach.rows and not reach.reached:
+        if reach is not None and not reach.looked:
+            _say("the batches of {} hold no observations under a name of OSRL's, so it was not checked that they come "
+                 "from the poisoned data".format(training.name))
+        elif reach is not None and reach.rows and not reach.reached:
             raise RunError("none of the {:,} rows of the forget set reached {} in {:,} updates: {}".format(
                 reach.rows, training.name, training.updates, "there is nothing to forget" if self.attack is None else
                 "it is not poisoned"))
