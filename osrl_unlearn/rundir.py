@@ -19,6 +19,7 @@ from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
 from osrl_unlearn.errors import ManifestMismatch, RunError
 from osrl_unlearn.files import load_tensors, save_tensors, write_text
+from osrl_unlearn.registry import ADAPTERS
 
 SCHEMA = 1
 
@@ -109,8 +110,10 @@ def load(run_dir, device="cpu"):
     with environments.stdout_to_stderr():
         adapter = build_for(config, weights, env, device, state and state.get("agent"))
     if adapter is None and state is not None:
-        raise RunError("{} belongs to the agent '{}', the checkpoint to another one".format(
-            state_path(run_dir), state.get("agent")))
+        missing = ADAPTERS.load(state["agent"]).missing_settings(config)
+        raise RunError("{} belongs to the agent '{}', but {}".format(
+            state_path(run_dir), state["agent"], "config.yaml lacks its " + ", ".join(missing) if missing else
+            "the checkpoint to another one"))
     if adapter is None:
         raise RunError("no adapter knows the agent in {} (its networks: {}): supported are CPQ, BCQ-Lag and "
                        "COptiDICE".format(run_dir, ", ".join(sorted({n.split(".")[0] for n in weights}))))

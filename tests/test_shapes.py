@@ -57,12 +57,10 @@ def train(trainer, source, steps=6):
         trainer.train_one_step(*next(source))
     trainer.logger.save_checkpoint()
 """
-# name -> (script, how often it is unlearned)
+# Of the shapes that work, those in which unlearning could go wrong where poisoning does not.
+UNLEARNED = {"a subclass that overrides everything", "two datasets", "without pre_process_data", "without a loader",
+             "argparse", "another key in the checkpoint"}
 WORK = {
-    "plainly": """
-env, data = load()
-train(make_trainer(env, make_logger()), batches(TransitionDataset(data, 0.1)))
-""",
     "a subclass that overrides everything": """
 class Agent(CPQ):
     def critic_loss(self, *args):
@@ -170,14 +168,17 @@ def poisoned(tmp_path, name="run"):
 
 @pytest.mark.parametrize("shape", sorted(WORK))
 def test_it_works(run, tmp_path, shape):
-    status, out, err = run(WORK[shape], *POISON, *UNLEARN)
+    status, out, err = run(WORK[shape], *POISON, *(UNLEARN if shape in UNLEARNED else []))
     assert status == 0, err[-2000:]
+    assert poisoned(tmp_path) == 16800
+    # The report is what was asked for; everything else is on stderr.
+    assert [line for line in out.splitlines() if "osrl-unlearn" in line or "poisoned 1" in line] == []
+    if shape not in UNLEARNED:
+        return
     with open(os.path.join(rundir.unlearned_dir(str(tmp_path / "logs" / "run"), "fine_tune"), "report.json")) as file:
         report = json.load(file)
     assert report["updates"] == {"train": 6, "unlearn": 4, "ratio": pytest.approx(4 / 6)}
-    assert report["forget"]["rows"] == poisoned(tmp_path) == 16800
-    # The report is what was asked for; everything else is on stderr.
-    assert [line for line in out.splitlines() if "osrl-unlearn" in line or "poisoned 1" in line] == []
+    assert report["forget"]["rows"] == 16800
 
 
 def test_two_agents_are_both_unlearned(run, tmp_path):
