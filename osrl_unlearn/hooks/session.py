@@ -76,6 +76,8 @@ class Session:
         self.dataset = dataset
         self.detecting = unlearn is not None and unlearn.forget == DETECT
         self.forget = ForgetManifest.load(unlearn.forget) if unlearn and unlearn.forget and not self.detecting else None
+        if self.forget is not None:
+            self.forget.check_not_empty()
         self.records: List[Record] = []
         self.trainings: List[Training] = []
         self.patch_set = PatchSet()
