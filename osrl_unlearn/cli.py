@@ -128,9 +128,10 @@ def _run_target(runner, line, rest, ours):
         print(stop.code, file=sys.stderr)
         return 1
     except BaseException as error:
-        if ours and isinstance(error, NameError) and "'oapackage'" in str(error):
-            from osrl_unlearn.environments import OAPACKAGE
-            raise EnvironmentProblem(OAPACKAGE)
+        if ours:
+            from osrl_unlearn import environments
+            if environments.lacks_oapackage(error):
+                raise EnvironmentProblem(environments.OAPACKAGE)
         runner.print_exception(error)
         return 1
     return 0

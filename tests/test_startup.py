@@ -265,6 +265,29 @@ def test_a_mistake_is_one_line_and_the_script_does_not_start(enabled, package, t
     assert not os.path.exists(str(tmp_path / "logs"))
 
 
+@pytest.mark.parametrize("body, text", [
+    ("", "the script never called its function under pyrallis.wrap()"),
+    ("import atexit; atexit.register(print, 'bye'); main()", "python -m pip install oapackage")])
+def test_what_stops_short_of_training_is_one_line_and_no_success(enabled, package, tmp_path, body, text):
+    (tmp_path / "script.py").write_text("""
+import dataclasses, pyrallis, osrl
+
+@dataclasses.dataclass
+class Config:
+    task: str = ""
+
+@pyrallis.wrap()
+def main(config: Config):
+    oapackage.ParetoDoubleLong()
+
+print("here")
+""" + body)
+    done = run(enabled, "script.py", "--poison", "cost_hide", cwd=tmp_path, path=[package], status=2)
+    ours = [line for line in done.stderr.splitlines() if line.startswith("osrl-unlearn: error")]
+    assert len(ours) == 1 and text in ours[0] and "Traceback" not in done.stderr
+    assert done.stdout.split() == ["here"] + ["bye"] * bool(body)
+
+
 def test_a_script_that_fails_keeps_its_status(enabled, package, tmp_path):
     run(enabled, os.path.join(HERE, "checkout", SCRIPT), *SMALL, *POISON, *UNLEARN, cwd=tmp_path, path=[package],
         status=7, STANDIN_FAILS="7")

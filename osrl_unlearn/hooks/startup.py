@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 
-from osrl_unlearn.errors import ConfigError, OsrlUnlearnError
+from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
 from osrl_unlearn.hooks.imports import on_import, package_root
 
 _LINE_FILE = "osrl_unlearn_startup.pth"
@@ -146,6 +146,7 @@ class _Plain:
         return decorated
 
     def _train(self, inner, *args, **kwargs):
+        from osrl_unlearn import environments
         self.calls += 1
         if self.session is None:
             self._open()
@@ -155,6 +156,10 @@ class _Plain:
                 result = inner(*args, **kwargs)
             except OsrlUnlearnError as error:
                 _stop(error)
+            except NameError as error:
+                if not environments.lacks_oapackage(error):
+                    raise
+                _stop(EnvironmentProblem(environments.OAPACKAGE))
             except SystemExit as stop:
                 if stop.code:
                     raise
@@ -174,9 +179,13 @@ class _Plain:
         return result
 
     def _nothing_ran(self):
-        if not self.calls and getattr(sys, "last_type", None) is None:
-            print("osrl-unlearn: error: the script never called its function under pyrallis.wrap(): nothing was "
-                  "poisoned or unlearned", file=sys.stderr)
+        if self.calls or getattr(sys, "last_type", None) is not None:
+            return
+        print("osrl-unlearn: error: the script never called its function under pyrallis.wrap(): nothing was "
+              "poisoned or unlearned", file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(2)  # while python exits, nothing else changes its status
 
 
 # The line that python executes when it starts ------------------------------------------------------------------------
