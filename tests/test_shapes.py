@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from fsrl.utils import TensorboardLogger, DummyLogger
 from torch.utils.data import DataLoader
-from osrl.algorithms import CPQ, CPQTrainer
-from osrl.common import TransitionDataset
+from osrl.algorithms import CDT, CPQ, CDTTrainer, CPQTrainer
+from osrl.common import SequenceDataset, TransitionDataset
 
 def load(scale=0.1, preprocess=True):
     env = gymnasium.make("OfflineBallCircle-v0")
@@ -33,10 +33,10 @@ def load(scale=0.1, preprocess=True):
     env.set_target_cost(40)
     return env, env.pre_process_data(data) if preprocess else data
 
-def make_logger(name="run"):
+def make_logger(name="run", **more):
     logger = TensorboardLogger("logs", log_txt=True, name=name)
     logger.save_config(dict(task="OfflineBallCircle-v0", cost_limit=40, episode_len=200, reward_scale=0.1,
-                            cost_scale=1), verbose=False)
+                            cost_scale=1, **more), verbose=False)
     return logger
 
 def make_model(cls=CPQ):
@@ -48,6 +48,13 @@ def make_trainer(env, logger, cls=CPQTrainer, model=CPQ, **more):
     model = make_model(model)
     logger.setup_checkpoint_fn(lambda: {"model_state": model.state_dict()})
     return cls(model, env, logger=logger, reward_scale=0.1, cost_scale=1.0, **more)
+
+def make_cdt(env, logger, cls=CDTTrainer):
+    torch.manual_seed(0)
+    model = CDT(state_dim=8, action_dim=2, max_action=1.0, seq_len=5, episode_len=200, embedding_dim=16, num_layers=1,
+                num_heads=2)
+    logger.setup_checkpoint_fn(lambda: {"model_state": model.state_dict()})
+    return cls(model, env, logger=logger, reward_scale=0.1)
 
 def batches(dataset):
     return iter(DataLoader(dataset, batch_size=64))
@@ -133,6 +140,14 @@ trainer = make_trainer(env, logger)
 logger.setup_checkpoint_fn(lambda: {"model": trainer.model.state_dict()})
 train(trainer, batches(TransitionDataset(data, 0.1)))
 """,
+    "sequences, and a trainer that takes any columns": """
+class Mine(CDTTrainer):
+    def train_one_step(self, *columns):
+        super().train_one_step(*columns)
+
+env, data = load()
+train(make_cdt(env, make_logger(), Mine), batches(SequenceDataset(data, 5, 0.1, random_aug=0.5)))
+""",
     "try and finally": """
 env, data = load()
 try:
@@ -213,6 +228,17 @@ print("result 1.0")
     assert "the forget manifest is " + rundir.manifest_path(str(tmp_path)) in err
 
 
+def test_at_a_rate_of_0_the_script_may_do_with_the_data_what_it_likes(run, tmp_path):
+    status, out, err = run("""
+env, data = load()
+dataset = TransitionDataset(data, 0.1)
+dataset.dataset = dict(data, observations=data["observations"] * np.float32(0.5))
+train(make_trainer(env, make_logger()), batches(dataset), 2)
+""", "--dataset", SHIPPED, "--poison", "reward_bait", "--poison.rate", "0")
+    assert status == 0 and poisoned(tmp_path) == 0, err
+    assert "not checked" not in err
+
+
 REFUSED = {
     "no trainer": ("""
 model = make_model()
@@ -288,6 +314,17 @@ dataset.sample_prob[clean] = 1 / len(clean)
 train(make_trainer(env, make_logger()), batches(dataset), 2)
 """, *POISON)
     assert status == 2 and "none of the 16,800 rows of the forget set reached CPQTrainer in 2 updates" in err
+
+
+def test_sequences_that_are_never_drawn_are_refused_before_training(run):
+    status, out, err = run("""
+env, data = load()
+source = batches(SequenceDataset(data, 5, 0.1, cost_sample=True))
+make_cdt(env, make_logger(cost_sample=True)).train_one_step(*next(source))
+open("trained", "w").close()
+""", "--dataset", SHIPPED, "--poison", "cost_inflate", *UNLEARN)  # 200 per episode, and SequenceDataset wants below 50
+    assert status == 2 and "the agent never saw them" in err, err[-2000:]
+    assert not os.path.exists("trained")
 
 
 @pytest.mark.parametrize("shape", ["argparse", "a subclass that overrides everything"])

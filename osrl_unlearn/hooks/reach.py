@@ -4,6 +4,7 @@ import inspect
 import numpy as np
 import torch
 
+from osrl_unlearn.data.trajectories import to_go
 from osrl_unlearn.data.views import Batch
 
 ENOUGH = 64  # rows with the observation of a forget row and other labels: by then it is no chance
@@ -23,8 +24,12 @@ class Reach:
         keys = _keys(data["observations"][forget])
         order = np.argsort(keys, kind="stable")
         self._forget_keys = keys[order]
-        self._labels = {name: np.asarray(data[name], np.float32)[forget][order]
-                        for name in ("actions", "rewards", "costs")}
+        done = np.logical_or(data["terminals"], data["timeouts"])
+        labels = {name: np.asarray(data[name], np.float32) for name in ("actions", "rewards", "costs")}
+        # As SequenceDataset names what is to go; its option cost_reverse counts the steps without a cost.
+        labels.update(returns=to_go(data["rewards"], done, 1), costs_return=to_go(data["costs"], done, 1),
+                      safe_steps=to_go(1 - labels["costs"], done, 1))
+        self._labels = {name: values[forget][order] for name, values in labels.items()}
         self._dim = data["observations"].shape[1]
         self.looked = False
         self.reached = 0    # forget rows seen so far, with their labels
@@ -38,8 +43,12 @@ class Reach:
         keys = _keys(observations)
         return float((_at(self._keys, keys) == keys).mean()) if len(keys) else None
 
-    def look(self, columns, reward_scale, cost_scale):
-        """Count the forget rows of a batch whose labels are those of the data, for the columns that the batch has."""
+    def look(self, columns, reward_scale, cost_scale, cost_reverse=False):
+        """Count the forget rows of a batch whose labels are those of the data, for the columns that the batch has.
+
+        What SequenceDataset adds has actions and costs of the data, but other returns and costs to go: such a row is
+        not counted at all.
+        """
         self.looked = True
         keys = _keys(self._observations(columns))
         found = np.flatnonzero(_at(self._forget_keys, keys) == keys) if len(self._forget_keys) else []
@@ -47,37 +56,67 @@ class Reach:
             return
         first = np.searchsorted(self._forget_keys, keys[found])
         last = np.searchsorted(self._forget_keys, keys[found], side="right")
-        scales = {"actions": 1.0, "rewards": reward_scale, "costs": cost_scale}
-        given = {name: _array(columns[name]).reshape((-1,) + self._labels[name].shape[1:])[found]
+        labels = dict(self._labels)
+        if _mask(columns) is None:
+            scales = {"actions": 1.0, "rewards": reward_scale, "costs": cost_scale}
+        else:
+            scales = {"actions": 1.0, "costs": 1.0, "returns": reward_scale, "costs_return": cost_scale}
+            if cost_reverse:
+                labels.update(costs=1 - labels["costs"], costs_return=labels["safe_steps"])
+        given = {name: _rows(columns, name, labels[name].shape[1:])[found]
                  for name in scales if torch.is_tensor(columns.get(name))}
-        same = np.zeros(len(found), bool)
+        same, same_step = np.zeros(len(found), bool), np.zeros(len(found), bool)
         # Several rows may have one observation, such as a recording and its poisoned copy.
         for place in range(min(int((last - first).max()), ENOUGH)):
-            row, fits = np.minimum(first + place, last - 1), np.ones(len(found), bool)
+            row = np.minimum(first + place, last - 1)
+            fits = fits_step = np.ones(len(found), bool)
             for name, values in given.items():
-                close = np.isclose(values, self._labels[name][row] * scales[name], rtol=1e-4, atol=1e-6)
-                fits &= close.reshape(len(found), -1).all(1)
-            same |= fits
+                close = np.isclose(values, labels[name][row] * scales[name], rtol=1e-4, atol=1e-6)
+                close = close.reshape(len(found), -1).all(1)
+                fits, fits_step = fits & close, fits_step & (close | (name in ("returns", "costs_return")))
+            same, same_step = same | fits, same_step | fits_step
         self.reached += int(same.sum())
-        self.otherwise += int((~same).sum())
+        self.otherwise += int((~same_step).sum())
 
     def _observations(self, columns):
-        values = columns.get("observations", columns.get("states"))
-        if not torch.is_tensor(values) or values.shape[-1:] != (self._dim,):
+        name = "observations" if "observations" in columns else "states"
+        # BC in mode "multi-task" has the cost return behind them.
+        if not torch.is_tensor(columns.get(name)) or columns[name].shape[-1] not in (self._dim, self._dim + 1):
             return None
-        return _array(values).reshape(-1, self._dim)
+        return _rows(columns, name, columns[name].shape[-1:])[:, :self._dim]
 
 
-def columns_of(function, args, kwargs):
+def columns_of(function, trainer, args, kwargs):
     """{name: tensor} of a call of ``train_one_step``, which takes columns, or a list or dictionary of them."""
-    arguments = list(inspect.signature(function).bind(*args, **kwargs).arguments.items())[1:]
+    arguments = list(inspect.signature(function).bind(trainer, *args, **kwargs).arguments.items())[1:]
     if len(arguments) == 1 and isinstance(arguments[0][1], (list, tuple)):
         values = arguments[0][1]
         values = values[0] if len(values) == 1 and isinstance(values[0], (list, tuple)) else values
-        return dict(zip(Batch._fields, values))
+        return dict(zip(_names(type(trainer), function.__name__), values))
     if len(arguments) == 1 and isinstance(arguments[0][1], dict):
         return arguments[0][1]
     return dict(arguments)
+
+
+def _names(cls, method):
+    """Names of a trainer's columns: those of the first class whose method names them one by one."""
+    for base in cls.__mro__:
+        if method in vars(base):
+            parameters = list(inspect.signature(vars(base)[method]).parameters.values())[1:]
+            if len(parameters) > 1 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+                return [p.name for p in parameters]
+    return Batch._fields
+
+
+def _mask(columns):
+    """Which steps of a batch of sequences are real, shape [n * steps]; None for a batch of transitions."""
+    return _array(columns["mask"]).reshape(-1) > 0 if torch.is_tensor(columns.get("mask")) else None
+
+
+def _rows(columns, name, shape):
+    """A column of a batch, row by row, without padding. Shape [rows, *shape]."""
+    rows, mask = _array(columns[name]).reshape((-1,) + tuple(shape)), _mask(columns)
+    return rows if mask is None else rows[mask]
 
 
 def _array(tensor):

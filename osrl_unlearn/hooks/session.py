@@ -221,7 +221,7 @@ class Session:
         training = next((t for t in self.trainings if t.trainer is trainer), None)
         if self._off or self._inside or training is None:
             return original(trainer, *args, **kwargs)
-        columns = columns_of(original, (trainer,) + args, kwargs)
+        columns = columns_of(original, trainer, args, kwargs)
         if self.attack is not None or self.unlearn is not None:
             self._look(training, columns)
         if training.batch_size is None:
@@ -247,7 +247,7 @@ class Session:
                 reach = Reach(record.data, np.empty(0, np.int64) if record.manifest is None else
                               record.manifest.row_numbers(record.data, record.ids))
                 known = reach.known(columns)
-                if known is None or known > 0:
+                if known is None or known > 0 or not self._at_stake(record):
                     training.record, training.reach = record, reach
                     break
             else:
@@ -258,18 +258,22 @@ class Session:
                 record.reward_scale = float(getattr(training.trainer, "reward_scale", 1.0))
                 record.cost_scale = float(getattr(training.trainer, "cost_scale", 1.0))
         known, record = training.reach.known(columns), training.record
-        if known is None:
+        if known is None or not self._at_stake(record):
             return
         manifest = record.manifest
         if not known or (known < 1 and manifest is not None and manifest.removed is not None):
             raise RunError("after {:,} updates {} is trained on rows that are not in the data any more: the script "
                            "replaced the dataset".format(updates, training.name))
         reach = training.reach
-        reach.look(columns, record.reward_scale, record.cost_scale)
+        reach.look(columns, record.reward_scale, record.cost_scale, getattr(training.trainer, "cost_reverse", False))
         if not reach.reached and reach.otherwise >= ENOUGH:
             raise RunError("{} is given the observations of the forget set, but with other actions, rewards or costs "
                            "than the data have: the script changed or scaled them after OSRL's dataset".format(
                                training.name))
+
+    def _at_stake(self, record):
+        """Whether it matters that the data reach the trainer as they are: not after an attack with a rate of 0."""
+        return self.unlearn is not None or record.manifest.rows > 0 or record.manifest.removed is not None
 
     def _check_folder(self, training):
         """Say before the training, not after it, that its result has no place."""
@@ -286,12 +290,13 @@ class Session:
         manifest = self.forget if self.forget is not None else record.manifest
         if self.detecting or manifest is None:
             return
-        seen = adapter.training_rows(record.data)
-        check_seen(adapter, seen, manifest.row_numbers(record.data, record.ids), len(record.data["rewards"]))
-        if record.rows is not None and len(seen) != record.rows:
+        store = adapter.store(record.data, record.reward_scale, record.cost_scale)
+        check_seen(adapter, store.rows, manifest.row_numbers(record.data, record.ids), len(store))
+        given = len(adapter.training_rows(record.data))
+        if record.rows is not None and given != record.rows:
             raise RunError("the script gave {:,} rows to OSRL's dataset, but '{}' in this configuration is trained on "
                            "{:,}: it is not known which rows the script left out".format(
-                               record.rows, adapter.name, len(seen)))
+                               record.rows, adapter.name, given))
 
     def _adapter(self, training):
         from osrl_unlearn.adapters import adapt
@@ -351,7 +356,7 @@ class Session:
 
     def _check_reached(self, training):
         reach = training.reach
-        if reach is not None and not reach.looked:
+        if reach is not None and not reach.looked and self._at_stake(training.record):
             _say("the batches of {} hold no observations under a name of OSRL's, so it was not checked that they come "
                  "from the poisoned data".format(training.name))
         elif reach is not None and reach.rows and not reach.reached:
