@@ -6,6 +6,7 @@ import sys
 
 from osrl_unlearn import __version__
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
+from osrl_unlearn.hooks import startup
 
 COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "run": (None, "run an OSRL training script with --poison and --unlearn (the default command)"),
@@ -17,12 +18,17 @@ COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "demo": ("osrl_unlearn.commands.demo", "poison, train, unlearn and compare on the shipped dataset"),
     "bench": ("osrl_unlearn.commands.bench", "measure many agents and make tables: which attacks harm"),
     "report": ("osrl_unlearn.commands.report", "write one HTML file about unlearned agents, and the same as Markdown"),
+    "plugins": ("osrl_unlearn.commands.plugins", "list attacks, detectors, methods and adapters, with their origin"),
+    "patch": ("osrl_unlearn.commands.patch", "patch a checkout of OSRL, so that plain python takes our flags"),
+    "enable": ("osrl_unlearn.commands.enable", "let plain python take our flags in this environment, OSRL untouched"),
+    "disable": ("osrl_unlearn.commands.disable", "undo enable"),
     "doctor": ("osrl_unlearn.doctor", "check the installation"),
 }
 
 
 def main(argv=None):
     """Run a command; returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    startup.take()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["run"]:
@@ -33,17 +39,27 @@ def main(argv=None):
             print(__version__)
             return 0
         return run(argv)
-    except OsrlUnlearnError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        status = explain(error)
+        if status is None:
+            raise
+        return status
+
+
+def explain(error):
+    """Say in one line what the user can mend; returns the exit status, or None if ``error`` is of another kind."""
+    if isinstance(error, OsrlUnlearnError):
         print("osrl-unlearn: error: {}".format(error), file=sys.stderr)
         return 2
-    except ModuleNotFoundError as error:
+    if isinstance(error, ModuleNotFoundError):
         # Not from a script: its own errors are shown as python would show them.
         print("osrl-unlearn: error: {} is not installed: run 'osrl-unlearn doctor' to see what is missing".format(
             error.name), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         print("osrl-unlearn: interrupted", file=sys.stderr)
         return 130
+    return None
 
 
 def _command(name, argv):
@@ -84,7 +100,7 @@ def run(argv):
             return status
         text = session.finish() if session is not None else None
         if text:
-            _finish_wandb()
+            finish_wandb()
     finally:
         for note in (patches.undo() if patches is not None else []):
             print("osrl-unlearn: " + note, file=sys.stderr)
@@ -95,7 +111,7 @@ def run(argv):
     return 0
 
 
-def _finish_wandb():
+def finish_wandb():
     """wandb prints a summary when the process ends; ours should be the last lines."""
     wandb = sys.modules.get("wandb")
     if getattr(wandb, "run", None) is not None:
@@ -113,9 +129,10 @@ def _run_target(runner, line, rest, ours):
         print(stop.code, file=sys.stderr)
         return 1
     except BaseException as error:
-        if ours and isinstance(error, NameError) and "'oapackage'" in str(error):
-            from osrl_unlearn.environments import OAPACKAGE
-            raise EnvironmentProblem(OAPACKAGE)
+        if ours:
+            from osrl_unlearn import environments
+            if environments.lacks_oapackage(error):
+                raise EnvironmentProblem(environments.OAPACKAGE)
         runner.print_exception(error)
         return 1
     return 0
@@ -140,6 +157,14 @@ def _refuse_unsupported(line):
             refuse_unsupported(file.read(), line.target)
     except (OSError, TypeError):
         return  # the runner says what is wrong with the target
+
+
+def make_session(ours):
+    """The Session for our flags in a script that runs already. Raises ConfigError."""
+    session, source = _session(ours)
+    if source is not None:
+        raise ConfigError("--unlearn.from runs no script: use osrl-unlearn unlearn {}".format(source))
+    return session
 
 
 def _session(ours):
@@ -246,9 +271,13 @@ def help_text(line):
     out += ["  --unlearn.from  run directory to unlearn from; no script is run then"]
     for kind, registry in (("poison", ATTACKS), ("unlearn", METHODS)):
         for name in registry.names():
-            if line.ours.get(kind) in (name, None):
-                out += ["", "Options of --{} {}:".format(kind, name)] + (
-                    describe(registry.load(name).Options, "--{}.".format(kind)) or ["  none"])
+            if line.ours.get(kind) not in (name, None):
+                continue
+            try:
+                options = describe(registry.load(name).Options, "--{}.".format(kind)) or ["  none"]
+            except EnvironmentProblem as error:  # somebody else's plugin: the others can still be explained
+                options = ["  {}".format(error)]
+            out += ["", "Options of --{} {}:".format(kind, name)] + options
     if line.target is not None:
         out += ["", "Help of {}:".format(line.target), ""]
     return "\n".join(out)

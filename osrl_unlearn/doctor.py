@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import List, NamedTuple
 
 from osrl_unlearn import resources
+from osrl_unlearn.hooks import startup
 from osrl_unlearn.hooks.seams import SEAMS
 
 OK, WARNING, MISSING, BROKEN = "ok", "warning", "missing", "broken"
@@ -109,6 +110,7 @@ def _plan():
     yield "MetaDrive tasks", _metadrive, ()
     yield "datasets", _datasets, ()
     yield "shipped dataset", _shipped, ()
+    yield "plain python", _plain_python, ()
     for seam in SEAMS:
         yield "seam " + seam.target, _seam, (seam,)
 
@@ -223,6 +225,25 @@ def _shipped():
         return WARNING, "the demo has no data: {}".format("cannot read " + ", ".join(bad) if bad else "none shipped"), \
             "install osrl-unlearn again"
     return OK, ", ".join(names), ""
+
+
+def _plain_python():
+    """Whether plain ``python SCRIPT`` takes our flags; nobody needs that."""
+    found = ["enabled by {}".format(path) for path in startup.line_paths()]
+    with open(importlib.util.find_spec("osrl").origin, encoding="utf-8") as file:
+        patched = "osrl.plugins" in file.read()
+    if patched:
+        found.append("OSRL is patched")
+    if patched and not _entry_point():
+        return WARNING, "OSRL is patched, but cannot find osrl-unlearn, which is on the path without being installed", \
+            "python -m pip install ."
+    return OK, "; ".join(found) or "does not take our flags ('osrl-unlearn enable' or 'osrl-unlearn patch' changes " \
+        "that)", ""
+
+
+def _entry_point():
+    return any(entry.group == "osrl.plugins" for distribution in metadata.Distribution.discover(name="osrl-unlearn")
+               for entry in distribution.entry_points)
 
 
 def _seam(seam):

@@ -74,10 +74,9 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
     started = time.perf_counter()
     adapter = adapter if isinstance(adapter, Adapter) else adapt(adapter)
     method = make_method(method) if isinstance(method, str) else method
+    forget.check_not_empty()
     forget.verify(data)
     rows = forget.row_numbers(data, ids)
-    if not len(rows):
-        raise ConfigError("there is nothing to forget: the forget manifest names no rows")
     if len(rows) == len(data["rewards"]):
         raise ConfigError("the forget manifest names every row: nothing is left to retain")
     store = adapter.store(data, reward_scale, cost_scale)

@@ -16,6 +16,11 @@ OAPACKAGE = ("OApackage is not installed: OSRL needs it for BC in mode 'frontier
 TRAJECTORY = "_osrl_unlearn_trajectory"  # a column that rides along through DSRL's filters
 
 
+def lacks_oapackage(error):
+    """Whether a script failed because OSRL used OApackage, which it had gone on without."""
+    return isinstance(error, NameError) and "'oapackage'" in str(error)
+
+
 @contextlib.contextmanager
 def stdout_to_stderr():
     """What libraries print while they load, in Python or in C, is no result of ours."""

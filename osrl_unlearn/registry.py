@@ -3,7 +3,9 @@ import importlib
 import importlib.metadata
 import os
 from difflib import get_close_matches
+from typing import Any, NamedTuple
 
+from osrl_unlearn import __version__
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem
 
 
@@ -13,10 +15,36 @@ def nearest(name, known):
     return "did you mean '{}'?".format(close[0]) if close else "known: {}".format(", ".join(sorted(known)))
 
 
-def _entry_points(group):
-    found = importlib.metadata.entry_points()
-    # Before Python 3.10 entry_points() is a dictionary of groups.
-    return list(found.select(group=group) if hasattr(found, "select") else found.get(group, ()))
+class Plugin(NamedTuple):
+    """Who offers a name: "built-in" or a distribution; ``state`` is "ok", "broken: why" or "shadowed: why"."""
+
+    kind: str
+    name: str
+    origin: str
+    version: str
+    state: str
+
+
+class _Offer(NamedTuple):
+    entry: Any
+    origin: str
+    version: str
+
+
+def _offers(group):
+    """The entry points of ``group`` in every distribution, sorted by name and distribution; reads metadata only."""
+    found, seen = [], set()
+    for distribution in importlib.metadata.distributions():
+        try:
+            entries = [entry for entry in distribution.entry_points if entry.group == group]
+            origin, version = (distribution.metadata["Name"], distribution.version) if entries else (None, None)
+        except Exception:
+            continue  # half-uninstalled, or not ours to judge
+        # A distribution can be on the path twice; the first hides the second, as with modules.
+        if entries and origin not in seen:
+            found += [_Offer(entry, origin, version) for entry in entries]
+            seen.add(origin)
+    return sorted(found, key=lambda offer: (offer.entry.name, offer.origin))
 
 
 class Registry:
@@ -34,31 +62,63 @@ class Registry:
         self.builtins = dict(builtins)
         self._base = base
 
-    def _third_party(self):
-        return {e.name: e for e in sorted(_entry_points(self.group), key=lambda e: (e.name, e.value))
-                if e.name not in self.builtins}
+    def third_party(self):
+        """Sorted names that only third parties offer; reads metadata only."""
+        return sorted({offer.entry.name for offer in _offers(self.group)} - set(self.builtins))
 
     def names(self):
         """All names, sorted; reads metadata only."""
-        return sorted(set(self.builtins) | set(self._third_party()))
+        return sorted(set(self.builtins) | set(self.third_party()))
 
     def load(self, name):
         """Import and return the class called ``name``. Raises ConfigError or EnvironmentProblem."""
         if name in self.builtins:
             return _import(self.builtins[name])
-        plugins = self._third_party()
-        if name not in plugins:
+        offers = [offer for offer in _offers(self.group) if offer.entry.name == name]
+        if not offers:
             raise ConfigError("unknown {} '{}': {}".format(self.kind, name, nearest(name, self.names())))
+        if len(offers) > 1:
+            raise EnvironmentProblem("the {} '{}' is offered by {}: uninstall all but one".format(
+                self.kind, name, " and ".join(offer.origin for offer in offers)))
+        return self._load(offers[0])
+
+    def plugins(self):
+        """A :class:`Plugin` for every name; imports all of them."""
+        out = [Plugin(self.kind, name, "built-in", __version__, _state(_import, path))
+               for name, path in sorted(self.builtins.items())]
+        offers = _offers(self.group)
+        for offer in offers:
+            name, origin = offer.entry.name, offer.origin
+            rivals = [other.origin for other in offers if other.entry.name == name and other.origin != origin]
+            if name in self.builtins:
+                state = "shadowed: the built-in {} has this name".format(self.kind)
+            elif rivals:
+                state = "broken: also offered by {}; uninstall all but one".format(", ".join(rivals))
+            else:
+                state = _state(self._load, offer)
+            out.append(Plugin(self.kind, name, origin, offer.version, state))
+        return out
+
+    def _load(self, offer):
+        name = offer.entry.name
+        where = "the {} plugin '{}' ({} of {} {})".format(
+            self.kind, name, offer.entry.value, offer.origin, offer.version)
         try:
-            cls = plugins[name].load()
+            cls = offer.entry.load()
         except (Exception, SystemExit) as error:
-            raise EnvironmentProblem("the {} plugin '{}' ({}) could not be loaded: {!r}; mend or uninstall it".format(
-                self.kind, name, plugins[name].value, error))
+            raise EnvironmentProblem("{} could not be loaded: {!r}; mend or uninstall it".format(where, error))
         base = _import(self._base)
         if not (isinstance(cls, type) and issubclass(cls, base) and getattr(cls, "name", None) == name):
-            raise EnvironmentProblem("the {} plugin '{}' ({}) must be a subclass of {} whose name is '{}'".format(
-                self.kind, name, plugins[name].value, self._base, name))
+            raise EnvironmentProblem("{} must be a subclass of {} whose name is '{}'".format(where, self._base, name))
         return cls
+
+
+def _state(load, what):
+    try:
+        load(what)
+    except Exception as error:
+        return "broken: {}".format(error)
+    return "ok"
 
 
 def _import(path):
@@ -118,6 +178,9 @@ ADAPTERS = Registry("adapter", {
     "cdt": "osrl_unlearn.adapters.cdt:CDTAdapter",
     "coptidice": "osrl_unlearn.adapters.coptidice:COptiDICEAdapter",
 }, "osrl_unlearn.adapters.base:Adapter")
+
+
+REGISTRIES = (ATTACKS, DETECTORS, METHODS, ADAPTERS)
 
 
 def load_named(registry, value, field):

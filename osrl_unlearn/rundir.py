@@ -104,22 +104,21 @@ def load(run_dir, device="cpu"):
     Raises RunError for a missing, foreign or unsafe file, EnvironmentProblem when the task cannot be made.
     """
     config = read_config(run_dir)
-    checkpoint = load_tensors(model_path(run_dir), device)
-    weights = checkpoint.get("model_state") if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict):
-        raise RunError("{} holds no 'model_state': expected a checkpoint of OSRL".format(model_path(run_dir)))
+    weights = read_weights(run_dir, device)
+    state = load_tensors(state_path(run_dir), device) if os.path.isfile(state_path(run_dir)) else None
     env = environments.make(config["task"], config["cost_limit"], config.get("reward_scale", 1.0))
     with environments.stdout_to_stderr():
-        adapter = build_for(config, weights, env, device)
+        adapter = build_for(config, weights, env, device, state and state.get("agent"))
+    if adapter is None and state is not None:
+        missing = ADAPTERS.load(state["agent"]).missing_settings(config)
+        raise RunError("{} belongs to the agent '{}', but {}".format(
+            state_path(run_dir), state["agent"], "config.yaml lacks its " + ", ".join(missing) if missing else
+            "the checkpoint to another one"))
     if adapter is None:
         raise RunError("no adapter knows the agent in {} (its networks: {}): supported are {}".format(
             run_dir, ", ".join(sorted({n.split(".")[0] for n in weights})), ", ".join(ADAPTERS.names())))
     notes = []
-    state = load_tensors(state_path(run_dir), device) if os.path.isfile(state_path(run_dir)) else None
     if state is not None:
-        if state.get("agent") != adapter.name:
-            raise RunError("{} belongs to the agent '{}', the checkpoint to '{}'".format(
-                state_path(run_dir), state.get("agent"), adapter.name))
         adapter.restore(state["hidden"])
     else:
         notes.append("no {}: the optimisers' moments start from zero".format(state_path(run_dir)))
@@ -129,6 +128,19 @@ def load(run_dir, device="cpu"):
         for name in adapter.constants:
             notes.append("'{}' is not in OSRL's checkpoint: it is computed from the dataset".format(name))
     return Run(run_dir, config, adapter, state, notes)
+
+
+def read_weights(run_dir, device="cpu"):
+    """The networks in a run's checkpoint: its 'model_state', or what is alone in it under another key.
+
+    Raises RunError.
+    """
+    checkpoint = load_tensors(model_path(run_dir), device)
+    if isinstance(checkpoint, dict):
+        weights = checkpoint.get("model_state", next(iter(checkpoint.values())) if len(checkpoint) == 1 else None)
+        if isinstance(weights, dict):
+            return weights
+    raise RunError("{} holds no 'model_state': expected a checkpoint of OSRL".format(model_path(run_dir)))
 
 
 def load_data(run, manifest, dataset=None):

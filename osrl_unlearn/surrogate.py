@@ -8,8 +8,7 @@ from scipy.stats import spearmanr
 from osrl_unlearn.adapters import build_for
 from osrl_unlearn.data.trajectories import TrajectoryIndex, to_go
 from osrl_unlearn.engine import train
-from osrl_unlearn.errors import ConfigError, RunError
-from osrl_unlearn.files import load_tensors
+from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.generators import private_torch
 from osrl_unlearn.registry import ADAPTERS
 
@@ -39,11 +38,7 @@ def fit(data, steps, seed):
 def read(run_dir):
     """State of the agent in an OSRL run directory. Raises RunError."""
     from osrl_unlearn import rundir
-    config = rundir.read_config(run_dir)
-    checkpoint = load_tensors(rundir.model_path(run_dir))
-    if not isinstance(checkpoint, dict) or "model_state" not in checkpoint:
-        raise RunError("{} holds no 'model_state': expected a checkpoint of OSRL".format(rundir.model_path(run_dir)))
-    return {"config": config, "weights": checkpoint["model_state"]}
+    return {"config": rundir.read_config(run_dir), "weights": rundir.read_weights(run_dir)}
 
 
 def build(state, data):

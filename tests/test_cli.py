@@ -13,6 +13,7 @@ import yaml
 from agents import make_trainer, subprocess_environment
 
 from osrl_unlearn import cli, resources, rundir
+from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.testing import toy_data
 
@@ -80,6 +81,14 @@ def write(path, data, **attributes):
 ])
 def test_wrong_flags_stop_before_the_script_runs(fails, script, tmp_path, flags, match):
     fails(script, *flags, match=match)
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_a_manifest_without_rows_stops_before_the_script_runs(fails, script, tmp_path):
+    for name, removed, match in (("none", None, "names no rows"), ("removed", [[0, 0, 5]], "only removed rows")):
+        path = str(tmp_path / (name + ".json"))
+        ForgetManifest.of(toy_data(), [], removed=removed).save(path)
+        fails("--unlearn", "safe_rule", "--unlearn.forget", path, script, match=match)
     assert not (tmp_path / "it_ran").exists()
 
 

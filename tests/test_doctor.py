@@ -1,5 +1,6 @@
 """What ``osrl-unlearn doctor`` says about this environment, and about broken ones."""
 import argparse
+import importlib.machinery
 import importlib.util
 import json
 import sys
@@ -110,3 +111,22 @@ def test_wandb_asks_for_a_login_only_without_one(monkeypatch, tmp_path, variable
     assert doctor._wandb()[0] == doctor.WARNING
     monkeypatch.setenv(variable, "offline")
     assert doctor._wandb()[0] == doctor.OK
+
+
+@needs_osrl
+def test_the_doctor_shows_whether_plain_python_takes_our_flags(monkeypatch, tmp_path):
+    from osrl_unlearn.hooks import startup
+    monkeypatch.setattr(startup, "_folders", lambda: [str(tmp_path)])
+    assert doctor._plain_python()[1].startswith("does not take our flags")
+    path = startup.enable()
+    assert doctor._plain_python() == (doctor.OK, "enabled by " + path, "")
+    assert startup.disable() == [path]
+    patched = tmp_path / "osrl" / "__init__.py"
+    patched.parent.mkdir()
+    patched.write_text("# loads osrl.plugins")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(
+        name, None, origin=str(patched)))
+    monkeypatch.setattr(doctor, "_entry_point", lambda: True)
+    assert doctor._plain_python() == (doctor.OK, "OSRL is patched", "")
+    monkeypatch.setattr(doctor, "_entry_point", lambda: False)
+    assert doctor._plain_python()[0] == doctor.WARNING

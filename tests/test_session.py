@@ -2,8 +2,15 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from agents import subprocess_environment
+from torch.utils.data import DataLoader
+
+from osrl_unlearn.environments import stdout_to_stderr
+from osrl_unlearn.hooks.reach import ENOUGH, Reach, columns_of
+from osrl_unlearn.testing import toy_data
 
 DRIVER = """
 import contextlib, importlib, os, sys
@@ -76,3 +83,75 @@ before = """)
 def test_data_that_a_script_loads_but_does_not_train_on_are_not_called_poisoned(tmp_path):
     done = drive(tmp_path, "print('nothing')\n")
     assert "never gave the poisoned data" in done.stderr and done.stdout.splitlines()[-1] == "status 2"
+
+
+FORGET = np.arange(127, 144)  # one trajectory of the toy data
+SCALES = (0.1, 0.5)
+
+
+def look(data, given, batches=30, drawn=None, **options):
+    """A Reach of ``data`` that has seen batches of OSRL's SequenceDataset of ``given``."""
+    from osrl.algorithms import CDTTrainer
+    from osrl.common import SequenceDataset
+    np.random.seed(0)
+    with stdout_to_stderr():
+        dataset = SequenceDataset(given, 4, *SCALES, **options)
+    if drawn is not None:
+        dataset.sample_prob = np.isin(np.arange(len(dataset.dataset)), drawn) / len(drawn)
+    reach = Reach(data, FORGET)
+    for _, batch in zip(range(batches), DataLoader(dataset, batch_size=16)):
+        columns = columns_of(CDTTrainer.train_one_step, object(), batch, {})
+        assert reach.known(columns) == 1  # padding is not counted
+        reach.look(columns, *SCALES, cost_reverse=options.get("cost_reverse", False))
+    return reach
+
+
+@pytest.fixture
+def toy():
+    data = toy_data()
+    ends = np.flatnonzero(data["terminals"] | data["timeouts"])
+    assert FORGET[-1] in ends and FORGET[0] - 1 in ends and data["costs"][FORGET].any()
+    return data
+
+
+@pytest.mark.parametrize("options", [{}, {"cost_reverse": True}, {"random_aug": 0.5}])
+def test_forget_rows_are_found_among_sequences(toy, options):
+    reach = look(toy, toy, **options)
+    assert reach.reached > 0 and reach.otherwise == 0
+
+
+def test_forget_rows_that_are_not_drawn_have_not_reached_anything(toy):
+    reach = look(toy, toy, drawn=[0, 1])
+    assert reach.looked and reach.reached == reach.otherwise == 0
+
+
+def test_what_osrl_adds_to_sequences_is_neither_the_forget_set_nor_a_change_by_the_script(toy):
+    from osrl.common import SequenceDataset
+    with stdout_to_stderr():
+        known = len(SequenceDataset(toy).dataset)
+    reach = look(toy, toy, drawn=np.arange(known, 2 * known), random_aug=1.0)
+    assert reach.reached == reach.otherwise == 0
+
+
+@pytest.mark.parametrize("column, seen", [("actions", True), ("costs", True), ("rewards", False)])
+def test_sequences_with_other_labels_are_not_the_forget_set(toy, column, seen):
+    changed = dict(toy)
+    changed[column] = changed[column].copy()
+    changed[column][FORGET] += 1
+    reach = look(toy, changed)
+    # Other rewards show in what is to go only, as do those of the sequences that OSRL adds.
+    assert reach.reached == 0 and (reach.otherwise > ENOUGH) == seen
+
+
+def test_columns_are_named_after_osrls_trainer_whatever_a_subclass_calls_them():
+    from osrl.algorithms import BCTrainer, COptiDICETrainer
+
+    class Any(BCTrainer):
+        def train_one_step(self, *columns):
+            pass
+
+    one, two = torch.zeros(3), torch.ones(3)
+    for cls, names in ((Any, ["observations", "actions"]), (COptiDICETrainer, ["observations", "next_observations"])):
+        trainer = cls.__new__(cls)
+        args = (one, two) if cls is Any else ([one, two],)
+        assert list(columns_of(cls.train_one_step, trainer, args, {})) == names

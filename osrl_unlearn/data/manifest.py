@@ -10,7 +10,7 @@ import numpy as np
 from osrl_unlearn import __version__
 from osrl_unlearn.data.trajectories import UNITS, TrajectoryIndex, Units
 from osrl_unlearn.data.trigger import Trigger
-from osrl_unlearn.errors import ManifestMismatch
+from osrl_unlearn.errors import ConfigError, ManifestMismatch
 from osrl_unlearn.files import sha256_array, write_json
 
 SCHEMA = 1
@@ -89,6 +89,12 @@ class ForgetManifest:
     def trajectories(self):
         """Number of trajectories that are touched."""
         return len({span[0] for span in self.spans})
+
+    def check_not_empty(self):
+        """Raise ConfigError if the manifest names no rows."""
+        if not self.rows:
+            raise ConfigError("there is nothing to forget: the forget manifest names no rows{}".format(
+                ", since its attack only removed rows" if self.removed is not None else ""))
 
     def save(self, path):
         """Write the manifest as JSON, atomically."""

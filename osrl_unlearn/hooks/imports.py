@@ -4,6 +4,7 @@ Training scripts set environment variables before they import torch, dsrl or osr
 nothing here imports a module early: a callback waits until the script does.
 """
 import importlib.machinery
+import os
 import sys
 import threading
 
@@ -14,6 +15,14 @@ _waiting = []  # registrations in the order in which they were made
 class _Registration:
     def __init__(self, name, callback):
         self.name, self.callback, self.done = name, callback, False
+
+
+def package_root(path):
+    """The folder from which the Python file ``path`` is imported: the first above it that is not itself a package."""
+    folder = os.path.dirname(os.path.realpath(path))
+    while os.path.isfile(os.path.join(folder, "__init__.py")):
+        folder = os.path.dirname(folder)
+    return folder
 
 
 def on_import(name, callback):

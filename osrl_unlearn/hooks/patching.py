@@ -21,10 +21,12 @@ class Patch:
 
     ``original`` is the plain function: for a method ``args`` starts with ``self``, for a class method with the class.
     ``parameters`` are the names that the original's parameters must start with; with other names the patch refuses,
-    because ``around`` would misread the call.
+    because ``around`` would misread the call. ``owner`` is the class itself, for one that cannot be imported: then
+    ``target`` is for messages only.
     """
 
-    def __init__(self, target, around, parameters=()):
+    def __init__(self, target, around, parameters=(), owner=None):
+        self.owner = owner
         self.target, self.around, self.parameters = target, around, tuple(parameters)
         self.module, _, path = target.partition(":")
         self.path = path.split(".")
@@ -86,6 +88,8 @@ class Patch:
                 "switched off".format(self.target)]
 
     def _owner(self):
+        if self.owner is not None:
+            return self.owner
         try:
             owner = importlib.import_module(self.module)
         except ImportError as error:
@@ -143,10 +147,11 @@ class PatchSet:
     def when_imported(self, module, patches):
         """Install ``patches`` right after ``module`` has been executed, or now if it is imported already.
 
-        If they do not fit, the import of that module fails with EnvironmentProblem.
+        ``patches`` may be a function that takes the module and returns them. If they do not fit, the import of that
+        module fails with EnvironmentProblem.
         """
-        patches = tuple(patches)
-        self._pending.append(on_import(module, lambda imported: self.add(*patches)))
+        find = patches if callable(patches) else (lambda imported, fixed=tuple(patches): fixed)
+        self._pending.append(on_import(module, lambda imported: self.add(*find(imported))))
 
     def undo(self):
         """Drop what is pending, undo what is installed, and return the notes. A second call does nothing."""

@@ -11,7 +11,7 @@ import urllib.parse
 from contextlib import contextmanager
 
 from osrl_unlearn.errors import ConfigError
-from osrl_unlearn.hooks.imports import on_import
+from osrl_unlearn.hooks.imports import on_import, package_root
 
 
 def run_target(target, argv=(), as_module=False):
@@ -21,8 +21,8 @@ def run_target(target, argv=(), as_module=False):
     through, SystemExit too; ``print_exception`` shows it as python would. ``sys.argv``, ``sys.path``, the ``__main__``
     module and the current directory are put back at the end. Raises ConfigError if there is no such script or module.
 
-    One difference from python: the current directory is appended to ``sys.path``, because OSRL's scripts import their
-    configs from the root of the checkout (``from examples.configs...``).
+    One difference from python: the current directory and the root of the script's package are appended to ``sys.path``,
+    because OSRL's scripts import their configs from the root of the checkout (``from examples.configs...``).
     """
     with _restored():
         if as_module:
@@ -34,8 +34,9 @@ def run_target(target, argv=(), as_module=False):
         else:
             path = _script_path(target)
             sys.path[0:_launcher_entries()] = [os.path.dirname(os.path.realpath(path))]
-            if os.getcwd() not in sys.path:
-                sys.path.append(os.getcwd())
+            for folder in (os.getcwd(), package_root(path)):
+                if folder not in sys.path:
+                    sys.path.append(folder)
             sys.argv = [target] + list(argv)
             spec = None
             with open(path, "rb") as file:
@@ -290,6 +291,23 @@ def _repaired(source, path):
         _say("repaired {}: 'gym' is imported inside {}() and would have been unbound there (line {})".format(
             os.path.basename(path), name, line))
     return code
+
+
+def repair_function(function):
+    """The function with ``gym`` global if it imports it in one branch only; its module must import it as well.
+
+    For a function whose module runs already. The repair is in the function alone, not in its file.
+    """
+    path, first = function.__code__.co_filename, function.__code__.co_firstlineno
+    try:
+        with open(path, "rb") as file:
+            module = _repaired(file.read(), path)
+    except OSError:
+        module = None
+    for code in module.co_consts if module is not None else ():
+        if isinstance(code, types.CodeType) and (code.co_name, code.co_firstlineno) == (function.__name__, first):
+            function.__code__ = code
+    return function
 
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)

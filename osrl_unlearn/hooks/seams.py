@@ -30,5 +30,10 @@ SEAMS = (
     Seam("osrl.algorithms.cdt:CDTTrainer.train_one_step", ("self",)),
     Seam("osrl.algorithms.coptidice:COptiDICETrainer.__init__", _TRAINER),
     Seam("osrl.algorithms.coptidice:COptiDICETrainer.train_one_step", ("self",)),
+    Seam("osrl.algorithms.cpq:CPQ.setup_optimizers", ("self",)),
+    Seam("osrl.algorithms.bcql:BCQL.setup_optimizers", ("self",)),
+    Seam("osrl.algorithms.bc:BC.setup_optimizers", ("self",)),
+    Seam("osrl.algorithms.bearl:BEARL.setup_optimizers", ("self",)),
+    Seam("osrl.algorithms.coptidice:COptiDICE.setup_optimizers", ("self",)),
     Seam("fsrl.utils.logger.base_logger:BaseLogger.save_checkpoint", ("self", "suffix")),
 )

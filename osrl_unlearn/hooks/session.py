@@ -2,19 +2,23 @@
 import ast
 import dataclasses
 import functools
+import os
 import random
 import sys
 import time
 from typing import Any, List, Optional
 
+import numpy as np
+
 from osrl_unlearn import environments, rundir
 from osrl_unlearn.data.dataset import check_arrays, check_file
 from osrl_unlearn.data.manifest import ForgetManifest
-from osrl_unlearn.data.poison import poison
+from osrl_unlearn.data.poison import REQUIRED, poison
 from osrl_unlearn.detection import DETECT, find_forget_set
 from osrl_unlearn.engine import check_seen
-from osrl_unlearn.errors import IncompatibleAgent, RunError
+from osrl_unlearn.errors import IncompatibleAgent, OsrlUnlearnError, RunError
 from osrl_unlearn.hooks.patching import Patch, PatchSet
+from osrl_unlearn.hooks.reach import ENOUGH, Reach, columns_of
 from osrl_unlearn.hooks.seams import SEAMS
 from osrl_unlearn.registry import ADAPTERS
 
@@ -22,7 +26,7 @@ from osrl_unlearn.registry import ADAPTERS
 @dataclasses.dataclass
 class Record:
     """One data dictionary that a script got from ``pre_process_data``."""
-    given: Any  # what the script has, and may filter in place
+    given: Any  # what the script has, and may change in place
     data: Any   # the same columns, as they were
     ids: Any
     manifest: Optional[ForgetManifest]
@@ -33,10 +37,32 @@ class Record:
     reward_scale: Optional[float] = None
     cost_scale: Optional[float] = None
     rows: Optional[int] = None  # how many it gave to one of OSRL's datasets
+    saved: bool = False
+
+
+@dataclasses.dataclass
+class Training:
+    """One trainer of the script, or one model that it updates without a trainer."""
+    trainer: Any
+    updates: int = 0
+    seconds: float = 0.0
+    batch_size: Optional[int] = None
+    record: Optional[Record] = None
+    reach: Optional[Reach] = None
+
+    @property
+    def folder(self):
+        """The run directory, or None if the trainer's logger writes no files."""
+        return getattr(getattr(self.trainer, "logger", None), "log_dir", None)
+
+    @property
+    def name(self):
+        """What to call it in messages."""
+        return type(self.trainer).__name__
 
 
 class Session:
-    """Wraps the seams while a script runs, and unlearns when it is done.
+    """Wraps the seams while a script runs, and unlearns every agent that it trained when it is done.
 
     Args:
         attack: an Attack or None, with ``poison_settings`` = {"rate", "unit", "seed"}.
@@ -50,12 +76,15 @@ class Session:
         self.dataset = dataset
         self.detecting = unlearn is not None and unlearn.forget == DETECT
         self.forget = ForgetManifest.load(unlearn.forget) if unlearn and unlearn.forget and not self.detecting else None
+        if self.forget is not None:
+            self.forget.check_not_empty()
         self.records: List[Record] = []
-        self.trainer = None
-        self.updates, self.seconds, self.batch_size = 0, 0.0, None
-        self._path = None
-        self._poisoning = False  # an attack may train agents of its own: they are not the script's
-        self._updating = False
+        self.trainings: List[Training] = []
+        self.patch_set = PatchSet()
+        self._path = self._env = self._error = None
+        self._watched = set()
+        self._inside = self._building = False  # a subclass calls what it overrides
+        self._off = False  # an attack and unlearning update agents too: that is not the script's training
         if dataset is not None:
             check_file(dataset)
         if unlearn and unlearn.reference:
@@ -64,22 +93,49 @@ class Session:
     # Seams ------------------------------------------------------------------------------------------------------------
 
     def patches(self):
-        """A PatchSet that wraps each seam as soon as the script imports its module."""
+        """The PatchSet, in which each seam is wrapped as soon as the script imports its module."""
         around = {"get_dataset": self._get_dataset, "pre_process_data": self._pre_process_data,
-                  "save_checkpoint": self._save_checkpoint, "train_one_step": self._train_one_step}
-        patches = PatchSet()
+                  "save_checkpoint": self._save_checkpoint, "setup_optimizers": self._setup_optimizers}
         modules = {}
         for seam in SEAMS:
             owner, _, name = seam.target.partition(":")[2].rpartition(".")
+            if name == "train_one_step":
+                continue  # wrapped where a trainer's class has it, when there is one
             call = around.get(name) or (self._new_dataset if owner.endswith("Dataset") else self._new_trainer)
-            modules.setdefault(seam.target.partition(":")[0], []).append(Patch(seam.target, call, seam.parameters))
+            modules.setdefault(seam.target.partition(":")[0], []).append(
+                Patch(seam.target, self._remembering(call), seam.parameters))
         try:
             for module, wanted in modules.items():
-                patches.when_imported(module, wanted)
+                self.patch_set.when_imported(module, wanted)
+            for target in self._trainers_of_third_parties():
+                module, _, name = target.partition(":")
+                self.patch_set.when_imported(module, functools.partial(self._constructor, target, name))
         except BaseException:
-            patches.undo()
+            self.patch_set.undo()
             raise
-        return patches
+        return self.patch_set
+
+    def _trainers_of_third_parties(self):
+        if self.unlearn is None:
+            return []
+        from osrl_unlearn.adapters import third_party
+        return [cls.trainer_class for cls in third_party()[0]]
+
+    def _constructor(self, target, name, module):
+        trainer = getattr(module, name, object)
+        owner = next(cls for cls in trainer.__mro__ if "__init__" in vars(cls))
+        return [] if owner is object else [Patch(target + ".__init__", self._remembering(self._new_trainer),
+                                                 owner=owner)]
+
+    def _remembering(self, call):
+        """``call``, whose errors are kept: a script that catches them must not end as if nothing had happened."""
+        def remember(*args, **kwargs):
+            try:
+                return call(*args, **kwargs)
+            except OsrlUnlearnError as error:
+                self._error = self._error or error
+                raise
+        return remember
 
     def _get_dataset(self, original, env, h5path=None):
         path = h5path if h5path is not None and self.dataset is None else environments.find_dataset(env, self.dataset)
@@ -87,22 +143,26 @@ class Session:
         check_arrays(data, path)
         from osrl_unlearn.data.trajectories import TrajectoryIndex
         data[environments.TRAJECTORY] = TrajectoryIndex(data).row_ids()
-        self._path = path
+        self._path, self._env = path, env
         return data
 
     def _pre_process_data(self, original, env, data_dict, *args, **kwargs):
         state = random.getstate()
         data = original(env, data_dict, *args, **kwargs)
+        return self._prepare(env, data, state)
+
+    def _prepare(self, env, data, state):
+        """Poison ``data`` if that is asked for, and remember them; returns what the script is to have."""
         ids = data.pop(environments.TRAJECTORY, None)
         task = env.spec.id if env.spec else type(env).__name__
         manifest = self.forget
         if self.attack is not None:
-            self._poisoning = True
+            self._off = True
             try:
                 data, manifest, ids = poison(data, self.attack, ids=ids, task=task, dataset=self._path,
                                              **self.poison_settings)
             finally:
-                self._poisoning = False
+                self._off = False
             if manifest.removed is not None:
                 _say("{} removed {:,} trajectories; nothing of it is in the data, so there is nothing to forget".format(
                     self.attack.name, len(manifest.removed)))
@@ -119,94 +179,198 @@ class Session:
         return data
 
     def _new_dataset(self, original, dataset, data, *args, **kwargs):
+        if not self._off and isinstance(data, dict) and environments.TRAJECTORY in data:
+            # The script left pre_process_data out.
+            data = self._prepare(self._env, dict(data), random.getstate())
         original(dataset, data, *args, **kwargs)
         for record in self.records:
-            if record.given is data:
+            if record.given is data or _equal(record.data, data):
                 record.reward_scale, record.cost_scale = float(dataset.reward_scale), float(dataset.cost_scale)
                 record.rows = len(data["rewards"])
 
     def _new_trainer(self, original, trainer, *args, **kwargs):
-        original(trainer, *args, **kwargs)
-        if self._poisoning:
-            return
-        self.trainer = trainer
-        owner = next(cls for cls in type(trainer).__mro__ if "train_one_step" in vars(cls))
-        if "{}:{}.train_one_step".format(owner.__module__, owner.__qualname__) not in {s.target for s in SEAMS}:
-            # A subclass has an update of its own, which need not come by the seam of OSRL's class.
-            step = trainer.train_one_step
-            trainer.train_one_step = functools.wraps(step)(
-                lambda *batch: self._train_one_step(lambda _, *given: step(*given), trainer, *batch))
-
-    def _train_one_step(self, original, trainer, *batch):
-        if self._poisoning or self._updating:
-            return original(trainer, *batch)
-        if self.batch_size is None:
-            self._check_seen(trainer)
-            self.batch_size = len(batch[0][0] if isinstance(batch[0], (list, tuple)) else batch[0])
-        started, self._updating = time.perf_counter(), True
+        before, self._building = self._building, True
         try:
-            original(trainer, *batch)
+            original(trainer, *args, **kwargs)
         finally:
-            self._updating = False
-        self.seconds += time.perf_counter() - started
-        self.updates += 1
+            self._building = before
+        if not self._off:
+            self._watch(trainer, "train_one_step")
 
-    def _check_seen(self, trainer):
-        """Say before the training, not after it, that the agent sees nothing of what is to be forgotten."""
-        record = self._record()
-        manifest = self.forget if self.forget is not None or record is None else record.manifest
-        if self.unlearn is None or self.detecting or record is None or manifest is None:
+    def _setup_optimizers(self, original, model, *args, **kwargs):
+        original(model, *args, **kwargs)
+        if self._off or self._building or any(training.trainer is model for training in self.trainings):
             return
-        adapter = self._adapter(trainer)
-        seen = adapter.training_rows(record.data)
-        check_seen(adapter, seen, manifest.row_numbers(record.data, record.ids), len(record.data["rewards"]))
-        if len(seen) != record.rows:
+        if self.unlearn is not None:
+            raise IncompatibleAgent(type(model).__name__, [
+                "the script updates it itself, without one of OSRL's trainers: construct one, which may be a subclass, "
+                "and call its train_one_step()"])
+        self._watch(model, next(name for name in ("update", "critic_loss", "actor_loss") if hasattr(model, name)))
+
+    def _watch(self, trainer, name):
+        """See what ``trainer`` is given, also if its class has a method of its own for that."""
+        if not any(training.trainer is trainer for training in self.trainings):
+            self.trainings.append(Training(trainer))
+        owner = next(cls for cls in type(trainer).__mro__ if name in vars(cls))
+        if owner not in self._watched:
+            self._watched.add(owner)
+            self.patch_set.add(Patch("{}:{}.{}".format(owner.__module__, owner.__name__, name),
+                                     self._remembering(self._train_one_step), owner=owner))
+
+    def _train_one_step(self, original, trainer, *args, **kwargs):
+        training = next((t for t in self.trainings if t.trainer is trainer), None)
+        if self._off or self._inside or training is None:
+            return original(trainer, *args, **kwargs)
+        columns = columns_of(original, trainer, args, kwargs)
+        if self.attack is not None or self.unlearn is not None:
+            self._look(training, columns)
+        if training.batch_size is None:
+            training.batch_size = next((len(value) for value in columns.values() if hasattr(value, "__len__")), 1)
+            if self.unlearn is not None:
+                self._check_folder(training)
+                self._check_seen(self._adapter(training), training.record)
+        self._inside, started = True, time.perf_counter()
+        try:
+            return original(trainer, *args, **kwargs)
+        finally:
+            self._inside = False
+            training.seconds += time.perf_counter() - started
+            training.updates += 1
+
+    def _look(self, training, columns):
+        """Compare a batch with the data: every one until a row of the forget set is among them, then ever fewer."""
+        updates, reach = training.updates, training.reach
+        if reach is not None and reach.reached and updates & (updates - 1):
+            return
+        if reach is None:
+            for record in reversed(self.records):
+                reach = Reach(record.data, np.empty(0, np.int64) if record.manifest is None else
+                              record.manifest.row_numbers(record.data, record.ids))
+                known = reach.known(columns)
+                if known is None or known > 0 or not self._at_stake(record):
+                    training.record, training.reach = record, reach
+                    break
+            else:
+                raise RunError("{} is trained on data that did not come from get_dataset() and pre_process_data() as "
+                               "they are, so it is not known what of it is {}".format(
+                                   training.name, "poisoned" if self.attack is not None else "to be forgotten"))
+            if record.reward_scale is None:  # none of OSRL's datasets was used
+                record.reward_scale = float(getattr(training.trainer, "reward_scale", 1.0))
+                record.cost_scale = float(getattr(training.trainer, "cost_scale", 1.0))
+        known, record = training.reach.known(columns), training.record
+        if known is None or not self._at_stake(record):
+            return
+        manifest = record.manifest
+        if not known or (known < 1 and manifest is not None and manifest.removed is not None):
+            raise RunError("after {:,} updates {} is trained on rows that are not in the data any more: the script "
+                           "replaced the dataset".format(updates, training.name))
+        reach = training.reach
+        reach.look(columns, record.reward_scale, record.cost_scale, getattr(training.trainer, "cost_reverse", False))
+        if not reach.reached and reach.otherwise >= ENOUGH:
+            raise RunError("{} is given the observations of the forget set, but with other actions, rewards or costs "
+                           "than the data have: the script changed or scaled them after OSRL's dataset".format(
+                               training.name))
+
+    def _at_stake(self, record):
+        """Whether it matters that the data reach the trainer as they are: not after an attack with a rate of 0."""
+        return self.unlearn is not None or record.manifest.rows > 0 or record.manifest.removed is not None
+
+    def _check_folder(self, training):
+        """Say before the training, not after it, that its result has no place."""
+        if not training.folder:
+            raise RunError("the logger of {} writes no files, so there is no run directory to put the result in: give "
+                           "it one of fsrl's loggers with a logdir".format(training.name))
+        if any(other is not training and other.updates and other.folder == training.folder
+               for other in self.trainings):
+            raise RunError("two agents have the run directory {}: give each a logger with a logdir of its own".format(
+                training.folder))
+
+    def _check_seen(self, adapter, record):
+        """Say before the training, not after it, that the agent sees nothing of what is to be forgotten."""
+        manifest = self.forget if self.forget is not None else record.manifest
+        if self.detecting or manifest is None:
+            return
+        store = adapter.store(record.data, record.reward_scale, record.cost_scale)
+        check_seen(adapter, store.rows, manifest.row_numbers(record.data, record.ids), len(store))
+        given = len(adapter.training_rows(record.data))
+        if record.rows is not None and given != record.rows:
             raise RunError("the script gave {:,} rows to OSRL's dataset, but '{}' in this configuration is trained on "
                            "{:,}: it is not known which rows the script left out".format(
-                               record.rows, adapter.name, len(seen)))
+                               record.rows, adapter.name, given))
 
-    def _adapter(self, trainer):
+    def _adapter(self, training):
         from osrl_unlearn.adapters import adapt
-        folder = getattr(trainer.logger, "log_dir", None)
-        return adapt(trainer, rundir.read_config(folder) if folder else None)
+        try:
+            config = rundir.read_config(training.folder)
+        except RunError:
+            if self.unlearn is not None:
+                raise
+            config = None  # --poison alone needs none
+        return adapt(training.trainer, config)
 
     def _save_checkpoint(self, original, logger, suffix=None):
         original(logger, suffix)
-        record = self._record()
+        training = next((t for t in reversed(self.trainings) if getattr(t.trainer, "logger", None) is logger), None)
+        record = training.record if training is not None and training.record is not None else self._record()
         if record is None or not logger.log_dir:
             return
         from osrl_unlearn.files import save_tensors
-        if record.manifest is not None:
-            self._complete(record).save(rundir.manifest_path(logger.log_dir))
-            if self.attack is not None and self.attack.state():
-                save_tensors(rundir.attack_path(logger.log_dir), self.attack.state())
-        if self.trainer is not None and self.trainer.logger is logger:
+        self._save_manifest(record, logger.log_dir)
+        if training is not None and hasattr(training.trainer, "train_one_step"):
             suffix = "{:d}".format(suffix) if isinstance(suffix, int) else suffix
             save_tensors(rundir.state_path(logger.log_dir, suffix),
-                         self._side_state(self._adapter(self.trainer), record))
+                         self._side_state(training, self._adapter(training), record))
+
+    def _save_manifest(self, record, folder):
+        from osrl_unlearn.files import save_tensors
+        if record.manifest is not None:
+            self._complete(record).save(rundir.manifest_path(folder))
+            record.saved = True
+            if self.attack is not None and self.attack.state():
+                save_tensors(rundir.attack_path(folder), self.attack.state())
 
     # After the script -------------------------------------------------------------------------------------------------
 
     def finish(self, progress=True):
-        """Check that the poison reached the trainer; unlearn if asked to. Returns the text to print, or None."""
-        record = self._record()
-        if self.attack is not None and record is None:
+        """Check that the poison reached every trainer; unlearn if asked to. Returns the text to print, or None."""
+        if self._error is not None:
+            raise self._error
+        self._off = True
+        trained = [training for training in self.trainings if training.updates]
+        for training in trained:
+            self._check_reached(training)
+        if self.attack is not None and not trained and self._record() is None:
             raise RunError("the script never gave the poisoned data to one of OSRL's datasets (TransitionDataset, "
                            "SequenceDataset): what it trained is not known to be poisoned")
+        if self.attack is not None:
+            if not any(record.saved for record in self.records):
+                self._save_manifest(self._record() or trained[-1].record, os.getcwd())
+                _say("no checkpoint was saved with a logger of fsrl's, so the forget manifest is {}".format(
+                    rundir.manifest_path(os.getcwd())))
         if self.unlearn is None:
             return None
-        from osrl_unlearn.unlearning import Trained, run_unlearning
-        if self.trainer is None or not self.updates:
+        if not trained:
             raise RunError("the script trained no agent that can be unlearned ({})".format(
                 ", ".join(ADAPTERS.names())))
+        return "\n".join(self._unlearn(training, progress) for training in trained)
+
+    def _check_reached(self, training):
+        reach = training.reach
+        if reach is not None and not reach.looked and self._at_stake(training.record):
+            _say("the batches of {} hold no observations under a name of OSRL's, so it was not checked that they come "
+                 "from the poisoned data".format(training.name))
+        elif reach is not None and reach.rows and not reach.reached:
+            raise RunError("none of the {:,} rows of the forget set reached {} in {:,} updates: {}".format(
+                reach.rows, training.name, training.updates, "there is nothing to forget" if self.attack is None else
+                "it is not poisoned"))
+
+    def _unlearn(self, training, progress):
+        from osrl_unlearn.unlearning import Trained, run_unlearning
+        record, folder = training.record, training.folder
         if record is None:
             raise RunError("the script trained on data that did not come from pre_process_data(), so it is not known "
                            "which rows the forget manifest names")
-        adapter = self._adapter(self.trainer)
-        folder = getattr(self.trainer.logger, "log_dir", None)
-        if not folder:
-            raise RunError("the script's logger writes no files, so there is no run directory to put the result in: "
-                           "set its logdir")
+        adapter = self._adapter(training)
         config = rundir.read_config(folder)
         limit = record.cost_limit if record.cost_limit is not None else config["cost_limit"]
         found = []
@@ -218,8 +382,9 @@ class Session:
                 dataset=record.dataset, reward_scale=record.reward_scale, cost_scale=record.cost_scale)
             record, found = dataclasses.replace(record, manifest=manifest), [sentence]
         trained = Trained(adapter, record.data, record.ids, self._complete(record), folder, config, record.task,
-                          limit, record.reward_scale, record.cost_scale, self.updates, self.seconds, self.batch_size,
-                          found, record.python_random, self.attack.trigger() if self.attack is not None else None)
+                          limit, record.reward_scale, record.cost_scale, training.updates, training.seconds,
+                          training.batch_size, found, record.python_random,
+                          self.attack.trigger() if self.attack is not None else None)
         return "\n".join(found + [run_unlearning(trained, self.unlearn, progress)[1]])
 
     def _record(self):
@@ -229,9 +394,9 @@ class Session:
         return dataclasses.replace(record.manifest, reward_scale=record.reward_scale, cost_scale=record.cost_scale,
                                    cost_limit=None if record.cost_limit is None else float(record.cost_limit))
 
-    def _side_state(self, adapter, record):
-        return rundir.side_state(adapter, updates=self.updates, batch_size=self.batch_size,
-                                 train_seconds=self.seconds, reward_scale=record.reward_scale,
+    def _side_state(self, training, adapter, record):
+        return rundir.side_state(adapter, updates=training.updates, batch_size=training.batch_size,
+                                 train_seconds=training.seconds, reward_scale=record.reward_scale,
                                  cost_scale=record.cost_scale, dataset=record.dataset,
                                  python_random=record.python_random)
 
@@ -253,6 +418,12 @@ def refuse_unsupported(source, path):
         raise IncompatibleAgent("the agent of {}".format(path), [
             "it is trained by {}; --unlearn works with {}".format(
                 ", ".join(sorted(trainers)), ", ".join(sorted(t for t in supported if t.endswith("Trainer"))))])
+
+
+def _equal(one, other):
+    """Whether a dictionary of arrays holds the same columns, such as a copy that a script made."""
+    return isinstance(other, dict) and all(
+        name in other and np.array_equal(one[name], other[name]) for name in REQUIRED)
 
 
 def _say(message):

@@ -1,0 +1,374 @@
+"""Scripts that are not built like OSRL's own: each works, or one sentence says before training why it cannot."""
+import contextlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from agents import subprocess_environment
+
+from osrl_unlearn import cli, resources, rundir
+from osrl_unlearn.data.manifest import ForgetManifest
+
+pytest.importorskip("osrl")
+pytest.importorskip("bullet_safety_gym")
+
+SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
+POISON = ["--dataset", SHIPPED, "--poison", "reward_bait", "--poison.rate", "0.2"]
+UNLEARN = ["--unlearn", "fine_tune", "--unlearn.steps", "4", "--unlearn.eval_episodes", "0"]
+SKETCH = """
+import sys
+import bullet_safety_gym, dsrl, gymnasium
+import numpy as np
+import torch
+from fsrl.utils import TensorboardLogger, DummyLogger
+from torch.utils.data import DataLoader
+from osrl.algorithms import CDT, CPQ, CDTTrainer, CPQTrainer
+from osrl.common import SequenceDataset, TransitionDataset
+
+def load(scale=0.1, preprocess=True):
+    env = gymnasium.make("OfflineBallCircle-v0")
+    data = env.get_dataset()
+    env.set_target_cost(40)
+    return env, env.pre_process_data(data) if preprocess else data
+
+def make_logger(name="run", **more):
+    logger = TensorboardLogger("logs", log_txt=True, name=name)
+    logger.save_config(dict(task="OfflineBallCircle-v0", cost_limit=40, episode_len=200, reward_scale=0.1,
+                            cost_scale=1, **more), verbose=False)
+    return logger
+
+def make_model(cls=CPQ):
+    torch.manual_seed(0)
+    return cls(state_dim=8, action_dim=2, max_action=1.0, a_hidden_sizes=[16, 16], c_hidden_sizes=[16, 16],
+               vae_hidden_sizes=16, sample_action_num=3, num_q=2, num_qc=2, cost_limit=40, episode_len=200)
+
+def make_trainer(env, logger, cls=CPQTrainer, model=CPQ, **more):
+    model = make_model(model)
+    logger.setup_checkpoint_fn(lambda: {"model_state": model.state_dict()})
+    return cls(model, env, logger=logger, reward_scale=0.1, cost_scale=1.0, **more)
+
+def make_cdt(env, logger, cls=CDTTrainer):
+    torch.manual_seed(0)
+    model = CDT(state_dim=8, action_dim=2, max_action=1.0, seq_len=5, episode_len=200, embedding_dim=16, num_layers=1,
+                num_heads=2)
+    logger.setup_checkpoint_fn(lambda: {"model_state": model.state_dict()})
+    return cls(model, env, logger=logger, reward_scale=0.1)
+
+def batches(dataset):
+    return iter(DataLoader(dataset, batch_size=64))
+
+def train(trainer, source, steps=6):
+    for _ in range(steps):
+        trainer.train_one_step(*next(source))
+    trainer.logger.save_checkpoint()
+"""
+# Of the shapes that work, those in which unlearning could go wrong where poisoning does not.
+UNLEARNED = {"a subclass that overrides everything", "two datasets", "without pre_process_data", "without a loader",
+             "argparse", "another key in the checkpoint"}
+WORK = {
+    "a subclass that overrides everything": """
+class Agent(CPQ):
+    def critic_loss(self, *args):
+        return super().critic_loss(*args)
+
+def main():
+    class Mine(CPQTrainer):
+        def train_one_step(self, *columns):
+            with torch.enable_grad():
+                super().train_one_step(*columns)
+    env, data = load()
+    train(make_trainer(env, make_logger(), Mine, Agent), batches(TransitionDataset(data, 0.1)))
+
+main()
+""",
+    "columns by name": """
+env, data = load()
+trainer = make_trainer(env, make_logger())
+for _, columns in zip(range(6), batches(TransitionDataset(data, 0.1))):
+    trainer.train_one_step(**dict(zip(("observations", "next_observations", "actions", "rewards", "costs", "done"),
+                                      columns)))
+trainer.logger.save_checkpoint()
+""",
+    "a loader with eight columns": """
+class Wide(TransitionDataset):
+    def __iter__(self):
+        for row in super().__iter__():
+            yield row + (np.float32(1), 7)
+
+env, data = load()
+source = batches(Wide(data, 0.1))
+train(make_trainer(env, make_logger()), (columns[:6] for columns in source))
+""",
+    "two datasets": """
+env, data = load()
+other = load()[1]
+used, unused = TransitionDataset(data, 0.1), TransitionDataset(other, 0.1)
+train(make_trainer(env, make_logger()), batches(used))
+""",
+    "without pre_process_data": """
+env, data = load(preprocess=False)
+train(make_trainer(env, make_logger()), batches(TransitionDataset(data, 0.1)))
+""",
+    "a copy of the data": """
+env, data = load()
+train(make_trainer(env, make_logger()), batches(TransitionDataset({k: v.copy() for k, v in data.items()}, 0.1)))
+""",
+    "without a loader": """
+env, data = load()
+def source():
+    while True:
+        rows = np.random.randint(0, len(data["rewards"]), 64)
+        done = np.logical_or(data["terminals"], data["timeouts"]).astype(np.float32)
+        yield [torch.as_tensor(c[rows]) for c in (data["observations"], data["next_observations"], data["actions"],
+                                                  data["rewards"] * np.float32(0.1), data["costs"], done)]
+train(make_trainer(env, make_logger()), source())
+""",
+    "argparse": """
+import argparse
+parser = argparse.ArgumentParser(allow_abbrev=False)
+parser.add_argument("--steps", type=int, default=6)
+args = parser.parse_args()
+env, data = load()
+train(make_trainer(env, make_logger()), batches(TransitionDataset(data, 0.1)), args.steps)
+""",
+    "another key in the checkpoint": """
+env, data = load()
+logger = make_logger()
+trainer = make_trainer(env, logger)
+logger.setup_checkpoint_fn(lambda: {"model": trainer.model.state_dict()})
+train(trainer, batches(TransitionDataset(data, 0.1)))
+""",
+    "sequences, and a trainer that takes any columns": """
+class Mine(CDTTrainer):
+    def train_one_step(self, *columns):
+        super().train_one_step(*columns)
+
+env, data = load()
+train(make_cdt(env, make_logger(), Mine), batches(SequenceDataset(data, 5, 0.1, random_aug=0.5)))
+""",
+    "try and finally": """
+env, data = load()
+try:
+    train(make_trainer(env, make_logger()), batches(TransitionDataset(data, 0.1)))
+finally:
+    print("the end", file=sys.stderr)
+""",
+}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """Run a script in this process, where OSRL is imported already; returns (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+
+    def call(source, *flags):
+        (tmp_path / "script.py").write_text(SKETCH + source)
+        # Bullet-Safety-Gym redirects C's streams by the names of Python's, so these must be the real ones.
+        with contextlib.redirect_stdout(sys.__stdout__), contextlib.redirect_stderr(sys.__stderr__):
+            status = cli.main([*flags, "script.py"])
+        for stream in (sys.__stdout__, sys.__stderr__):
+            stream.flush()
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
+
+
+def poisoned(tmp_path, name="run"):
+    return ForgetManifest.load(rundir.manifest_path(str(tmp_path / "logs" / name))).rows
+
+
+@pytest.mark.parametrize("shape", sorted(WORK))
+def test_it_works(run, tmp_path, shape):
+    status, out, err = run(WORK[shape], *POISON, *(UNLEARN if shape in UNLEARNED else []))
+    assert status == 0, err[-2000:]
+    assert poisoned(tmp_path) == 16800
+    # The report is what was asked for; everything else is on stderr.
+    assert [line for line in out.splitlines() if "osrl-unlearn" in line or "poisoned 1" in line] == []
+    if shape not in UNLEARNED:
+        return
+    with open(os.path.join(rundir.unlearned_dir(str(tmp_path / "logs" / "run"), "fine_tune"), "report.json")) as file:
+        report = json.load(file)
+    assert report["updates"] == {"train": 6, "unlearn": 4, "ratio": pytest.approx(4 / 6)}
+    assert report["forget"]["rows"] == 16800
+
+
+def test_two_agents_are_both_unlearned(run, tmp_path):
+    status, out, err = run("""
+env, data = load()
+for name in ("one", "two"):
+    train(make_trainer(env, make_logger(name)), batches(TransitionDataset(data, 0.1)))
+""", *POISON, *UNLEARN)
+    assert status == 0, err
+    for name in ("one", "two"):
+        assert os.path.isfile(rundir.model_path(rundir.unlearned_dir(str(tmp_path / "logs" / name), "fine_tune")))
+        assert poisoned(tmp_path, name) == 16800
+
+
+def test_poison_alone_works_without_a_trainer_and_without_a_logger(run, tmp_path):
+    status, out, err = run("""
+env, data = load()
+model = make_model()
+model.setup_optimizers(1e-3, 1e-3, 1e-4, 1e-3)
+source = batches(TransitionDataset(data, 0.1))
+for _ in range(3):
+    obs, next_obs, act, rew, cost, done = next(source)
+    model.vae_loss(obs, act)
+    model.critic_loss(obs, next_obs, act, rew, done)
+    model.cost_critic_loss(obs, next_obs, act, cost, done)
+    model.actor_loss(obs)
+    model.sync_weight()
+print("result 1.0")
+""", *POISON)
+    assert (status, out.splitlines()[-1]) == (0, "result 1.0"), err
+    assert ForgetManifest.load(rundir.manifest_path(str(tmp_path))).rows == 16800
+    assert "the forget manifest is " + rundir.manifest_path(str(tmp_path)) in err
+
+
+def test_at_a_rate_of_0_the_script_may_do_with_the_data_what_it_likes(run, tmp_path):
+    status, out, err = run("""
+env, data = load()
+dataset = TransitionDataset(data, 0.1)
+dataset.dataset = dict(data, observations=data["observations"] * np.float32(0.5))
+train(make_trainer(env, make_logger()), batches(dataset), 2)
+""", "--dataset", SHIPPED, "--poison", "reward_bait", "--poison.rate", "0")
+    assert status == 0 and poisoned(tmp_path) == 0, err
+    assert "not checked" not in err
+
+
+REFUSED = {
+    "no trainer": ("""
+model = make_model()
+model.setup_optimizers(1e-3, 1e-3, 1e-4, 1e-3)
+open("trained", "w").close()
+""", "CPQ cannot be unlearned: the script updates it itself, without one of OSRL's trainers"),
+    "no logger": ("""
+env, data = load()
+trainer = CPQTrainer(make_model(), env, reward_scale=0.1)
+source = batches(TransitionDataset(data, 0.1))
+trainer.train_one_step(*next(source))
+open("trained", "w").close()
+""", "the logger of CPQTrainer writes no files"),
+    "no configuration": ("""
+env, data = load()
+trainer = make_trainer(env, TensorboardLogger("logs", log_txt=True, name="run"))
+trainer.train_one_step(*next(batches(TransitionDataset(data, 0.1))))
+open("trained", "w").close()
+""", "has no config.yaml"),
+    "one run directory for two agents": ("""
+env, data = load()
+logger, source = make_logger(), batches(TransitionDataset(data, 0.1))
+train(make_trainer(env, logger), source)
+make_trainer(env, logger).train_one_step(*next(source))
+open("trained", "w").close()
+""", "two agents have the run directory"),
+    "clean data put back": ("""
+env, data = load()
+dataset = TransitionDataset(data, 0.1)
+import h5py
+with h5py.File(SHIPPED, "r") as file:
+    dataset.dataset = {name: file[name][:] for name in data if name in file}
+dataset.dataset["done"] = data["done"]
+train(make_trainer(env, make_logger()), batches(dataset), 60)
+open("trained", "w").close()
+""", "with other actions, rewards or costs than the data have"),
+    "other data": ("""
+env, data = load()
+dataset = TransitionDataset(data, 0.1)
+dataset.dataset = {name: value * np.float32(0.5) if name == "observations" else value for name, value in data.items()}
+train(make_trainer(env, make_logger()), batches(dataset))
+open("trained", "w").close()
+""", "trained on data that did not come from get_dataset() and pre_process_data() as they are"),
+    "errors swallowed": ("""
+env, data = load()
+trainer = CPQTrainer(make_model(), env, reward_scale=0.1)
+source = batches(TransitionDataset(data, 0.1))
+try:
+    trainer.train_one_step(*next(source))
+except Exception:
+    pass
+""", "the logger of CPQTrainer writes no files"),
+}
+
+
+@pytest.mark.parametrize("shape", sorted(REFUSED))
+def test_it_is_refused_in_one_sentence(run, tmp_path, shape):
+    source, expected = REFUSED[shape]
+    status, out, err = run("SHIPPED = {!r}\n".format(SHIPPED) + source, *POISON, *UNLEARN)
+    ours = [line for line in err.splitlines() if line.startswith("osrl-unlearn: error")]
+    assert status == 2 and len(ours) == 1 and expected in ours[0], err[-2000:]
+    assert "Traceback" not in err and not os.path.exists("trained")
+    assert not os.path.exists(str(tmp_path / "logs" / "run" / "unlearned"))
+
+
+def test_poison_that_no_update_saw_is_not_called_poison(run, tmp_path):
+    status, out, err = run("""
+env, data = load()
+dataset = TransitionDataset(data, 0.1)
+clean = np.flatnonzero(data["costs"] > 0)  # the attack hides them
+dataset.sample_prob = np.zeros(len(data["rewards"]))
+dataset.sample_prob[clean] = 1 / len(clean)
+train(make_trainer(env, make_logger()), batches(dataset), 2)
+""", *POISON)
+    assert status == 2 and "none of the 16,800 rows of the forget set reached CPQTrainer in 2 updates" in err
+
+
+def test_sequences_that_are_never_drawn_are_refused_before_training(run):
+    status, out, err = run("""
+env, data = load()
+source = batches(SequenceDataset(data, 5, 0.1, cost_sample=True))
+make_cdt(env, make_logger(cost_sample=True)).train_one_step(*next(source))
+open("trained", "w").close()
+""", "--dataset", SHIPPED, "--poison", "cost_inflate", *UNLEARN)  # 200 per episode, and SequenceDataset wants below 50
+    assert status == 2 and "the agent never saw them" in err, err[-2000:]
+    assert not os.path.exists("trained")
+
+
+@pytest.mark.parametrize("shape", ["argparse", "a subclass that overrides everything"])
+def test_the_start_up_line_serves_them_too(tmp_path, shape):
+    (tmp_path / "script.py").write_text(SKETCH + WORK[shape])
+    # What the start-up line does, before the script.
+    (tmp_path / "sitecustomize.py").write_text("from osrl_unlearn.hooks.startup import _LINE\nexec(_LINE)\n")
+    done = subprocess.run([sys.executable, "script.py", *POISON, *UNLEARN], cwd=str(tmp_path),
+                          env=subprocess_environment(str(tmp_path)), text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1].endswith("report.md") and poisoned(tmp_path) == 16800
+
+
+def test_a_function_that_is_called_twice_makes_two_runs(tmp_path):
+    (tmp_path / "script.py").write_text(SKETCH + """
+import dataclasses, pyrallis
+
+@dataclasses.dataclass
+class Config:
+    steps: int = 5
+
+seeds = []
+
+@pyrallis.wrap()
+def main(config: Config):
+    seeds.append(1)
+    env, data = load()
+    train(make_trainer(env, make_logger("run%d" % len(seeds))), batches(TransitionDataset(data, 0.1)), config.steps)
+    raise SystemExit(0)
+
+for _ in range(2):
+    try:
+        main()
+    except SystemExit:
+        pass
+print("done", len(seeds))
+""")
+    (tmp_path / "sitecustomize.py").write_text("from osrl_unlearn.hooks.startup import _LINE\nexec(_LINE)\n")
+    done = subprocess.run([sys.executable, "script.py", "--steps", "4", *POISON, *UNLEARN], cwd=str(tmp_path),
+                          env=subprocess_environment(str(tmp_path)), text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "done 2"
+    for name in ("run1", "run2"):
+        assert poisoned(tmp_path, name) == 16800
+        assert os.path.isdir(rundir.unlearned_dir(str(tmp_path / "logs" / name), "fine_tune"))

@@ -1,0 +1,1 @@
+"""One plugin of each kind, as somebody else would publish them."""
