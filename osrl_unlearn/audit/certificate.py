@@ -108,13 +108,14 @@ def _no_member(value):
     for name, attack in value["attacks"].items():
         auroc, allowed = attack["auroc"], 0.0
         if name in calibration:
-            allowed = max(abs(end - 0.5) for end in calibration[name]["auroc"]["ci95"])
+            allowed = abs(calibration[name]["auroc"]["mean"] - 0.5)
         elif "value" in name:
             continue  # critics of different seeds differ: without a second reference this says nothing
         low, high = auroc["ci95"]
-        if not low <= 0.5 <= high and abs(auroc["mean"] - 0.5) > allowed:
+        # Even the end of the interval that is nearest to 0.5 is farther from it than a second reference is.
+        if not low <= 0.5 <= high and min(abs(low - 0.5), abs(high - 0.5)) > allowed:
             return False, "because the attack '{}' has an AUROC of {:.3f}, 95 % interval [{:.3f}, {:.3f}]{}".format(
-                name, auroc["mean"], low, high, "; a second reference is at most {:.3f} from 0.5".format(allowed)
+                name, auroc["mean"], low, high, "; a second reference is {:.3f} from 0.5".format(allowed)
                 if name in calibration else "; give --reference twice to tell this from another seed")
     return True, "because no attack's AUROC is told from 0.5, or from that of a second reference"
 
