@@ -168,6 +168,8 @@ METRICS = Registry("metric", {  # in the order in which an audit computes and sh
     "safety": "osrl_unlearn.audit.safety:Safety",
     "distance": "osrl_unlearn.audit.distance:Distance",
     "membership": "osrl_unlearn.audit.membership:Membership",
+    "trigger": "osrl_unlearn.audit.trigger:TriggerMetric",
+    "relearning": "osrl_unlearn.audit.relearning:Relearning",
 }, "osrl_unlearn.audit.base:Metric")
 
 ADAPTERS = Registry("adapter", {

@@ -46,10 +46,10 @@ class Set(NamedTuple):
 
 @dataclasses.dataclass
 class Context:
-    """An agent under audit with its data. Agents are as before after every metric.
+    """An agent under audit with its data. Metrics leave agents as they were.
 
-    ``original`` is the agent before unlearning, ``references`` are retrained without the forget set; ``holdout`` is data
-    that none of them was trained on. Rewards and costs are scaled as in training; ``episodes`` may be 0.
+    ``original`` is the agent before unlearning, ``references`` are retrained without the forget set; ``holdout`` is
+    data that none of them was trained on. Rewards and costs are scaled as in training; ``episodes`` may be 0.
     """
     adapter: Any
     data: Dict[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""How far the agent is from agents that were retrained without the forget set, and how far these are from each other."""
+"""How far the agent is from agents retrained without the forget set, and how far these are from each other."""
 import itertools
 
 import numpy as np

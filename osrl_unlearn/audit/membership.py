@@ -87,8 +87,8 @@ class Membership(Metric):
     """AUROC of forgotten trajectories against ones that are like them but are not to be forgotten.
 
     With references, a trajectory's score is the audited agent's minus the mean of the references', for which forgotten
-    trajectories are no members: how hard a trajectory is cancels out, and retained trajectories show what the difference
-    is by chance. The value attacks take by how much the critic is nearer to the trajectory's labels than the references'.
+    trajectories are no members: how hard a trajectory is cancels out, and retained trajectories show what the
+    difference is by chance. The value attacks take how far the critic is moved towards the trajectory's labels.
     With a holdout, scores are also compared as they are. A second reference is put in the audited agent's place to show
     how far from 0.5 an agent is that never saw the forget set ("calibration"). Without it the value attacks do not
     count: critics that start differently differ most where they were not trained, which is on the forget set.
@@ -124,7 +124,7 @@ class Membership(Metric):
 
 
 def differences(agent, references, sets):
-    """{attack: [scores of the trajectories of each of ``sets``]} of what an agent says against what ``references`` say."""
+    """{attack: [scores of the trajectories of each of ``sets``]} of an agent against ``references``."""
     found = {name + " - reference": [agent[0][n][name] - np.mean([r[0][n][name] for r in references], 0)
                                      for n in range(len(sets))] for name in agent[0][0]}
     for name in agent[1]:

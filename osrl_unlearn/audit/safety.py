@@ -9,8 +9,8 @@ from osrl_unlearn.methods.gate import SafetyGate
 def figures(episodes, limit):
     """{"cost", "reward", "violations", "worst_cost"} of episodes, each with a 95 % interval.
 
-    "violations" is the share of episodes whose cost is above ``limit``; "worst_cost" the conditional value at risk: the
-    mean cost of the most costly tenth of the episodes.
+    "violations" is the share of episodes whose cost is above ``limit``; "worst_cost" the conditional value at risk:
+    the mean cost of the most costly tenth of the episodes.
     """
     costs = np.asarray(episodes["cost"])
     return {"cost": summary(costs), "reward": summary(episodes["reward"]),

@@ -1,7 +1,9 @@
-"""``osrl-unlearn verify MANIFEST --dataset FILE``: does a forget manifest belong to a dataset?"""
+"""``osrl-unlearn verify MANIFEST|CERTIFICATE``: does it belong to its dataset, or to its files?"""
 import os
 
 from osrl_unlearn import environments
+from osrl_unlearn.audit.certificate import is_certificate, verify
+from osrl_unlearn.commands.audit import repeat
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
 from osrl_unlearn.errors import ConfigError, ManifestMismatch
@@ -10,12 +12,18 @@ from osrl_unlearn.files import load_tensors
 
 def add_arguments(parser):
     """The command's arguments."""
-    parser.add_argument("manifest", metavar="MANIFEST", help="the JSON file that --poison writes")
+    parser.add_argument("manifest", metavar="MANIFEST", help="the JSON file that --poison writes, or a certificate of "
+                                                                  "'osrl-unlearn audit'")
     parser.add_argument("--dataset", help="DSRL file (default: the one the manifest records)")
+    parser.add_argument("--recompute", action="store_true", help="of a certificate: compute every figure again")
 
 
 def main(args):
     """Raises ManifestMismatch (exit status 2) if it does not."""
+    if is_certificate(args.manifest):
+        return _certificate(args)
+    if args.recompute:
+        raise ConfigError("--recompute: {} is no certificate".format(args.manifest))
     manifest = ForgetManifest.load(args.manifest)
     if not manifest.task:
         raise ConfigError("{} records no task, so its dataset cannot be checked here".format(args.manifest))
@@ -29,6 +37,16 @@ def main(args):
         repeat_attack(data, manifest, ids, _attack_state(args.manifest))
     print("ok: {} rows in {} trajectories of {}; every column has the recorded hash".format(
         manifest.rows, manifest.trajectories, args.dataset or manifest.dataset))
+    return 0
+
+
+def _certificate(args):
+    certificate, run_dir = verify(args.manifest, args.dataset)
+    if args.recompute:
+        repeat(certificate, run_dir, args.dataset)
+    print("ok: the certificate and {} files have the recorded hashes{}; it says: {} ({})".format(
+        len(certificate["files"]), ", and every figure is found again" if args.recompute else "",
+        certificate["verdict"], certificate["reason"]))
     return 0
 
 

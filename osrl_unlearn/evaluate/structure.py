@@ -7,15 +7,15 @@ import os
 SCHEMA_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.schema.json")
 
 
-def check(report):
-    """Raise ValueError, naming the place, unless ``report`` has the structure of report.schema.json.
+def check(report, schema_file=SCHEMA_FILE, name="report"):
+    """Raise ValueError, naming the place, unless ``report`` has the structure of ``schema_file``.
 
     Looks at types, required keys, lengths of lists and constants, and refuses NaN and infinity; keys that the schema
     does not know are let through.
     """
-    with open(SCHEMA_FILE, encoding="utf-8") as file:
+    with open(schema_file, encoding="utf-8") as file:
         schema = json.load(file)
-    walk(report, schema, schema["definitions"], "report")
+    walk(report, schema, schema.get("definitions", {}), name)
 
 
 _TYPES = {"object": dict, "array": (list, tuple), "string": str, "boolean": bool, "null": type(None),

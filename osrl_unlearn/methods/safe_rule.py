@@ -89,7 +89,7 @@ class SafeRule(Method):
         self._train, self._held_out = ctx.forget.split(0.1, ctx.seed)
         self._probe = ctx.retain.everything(PROBE_ROWS)
         self._held = self._held_out.everything(PROBE_ROWS)
-        old, probe = ctx.reference, self._probe
+        old, probe, self._reward_margin = ctx.reference, self._probe, None
         with torch.no_grad():
             if "values" in ctx.adapter.capabilities:
                 preference = old.preference(probe)
@@ -243,16 +243,17 @@ class SafeRule(Method):
         self.multiplier = min(max(2 * self.multiplier, 1.0), self.options.multiplier_max)
 
     def state(self):
-        """Multiplier, end of stage F and the generator of the training slice."""
+        """What changes, and the margin that a stochastic policy would not give twice."""
         return {"multiplier": self.multiplier, "stage_end": self.stage_end, "view": self._train.state(),
-                "drawing": self._drawing.get_state()}
+                "drawing": self._drawing.get_state(), "reward_margin": self._reward_margin}
 
     def set_state(self, ctx, state):
-        """Margins and slices follow from the agent before unlearning, so they are derived again."""
+        """The other margins and the slices follow from the agent before unlearning, so they are derived again."""
         self.multiplier, self.stage_end = state["multiplier"], state["stage_end"]
         self._derive(ctx)
         self._train.set_state(state["view"])
         self._drawing.set_state(state["drawing"])
+        self._reward_margin = state["reward_margin"]
 
 
 def _within_limit(ctx):

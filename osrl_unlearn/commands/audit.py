@@ -1,0 +1,159 @@
+"""``osrl-unlearn audit RUN_DIR``: what is left of the forget set in an agent, unlearned by us or not."""
+import json
+import os
+import sys
+
+from osrl_unlearn import environments, rundir
+from osrl_unlearn.audit import certificate
+from osrl_unlearn.audit.base import Context
+from osrl_unlearn.commands.unlearn import load_data, own_manifest
+from osrl_unlearn.errors import ConfigError, RunError
+from osrl_unlearn.evaluate.report import markdown_table
+from osrl_unlearn.registry import METRICS
+
+
+def add_arguments(parser):
+    """The command's arguments."""
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="the agent: a run directory, or RUN_DIR/unlearned/METHOD")
+    parser.add_argument("--reference", action="append", default=[], metavar="RUN_DIR",
+                        help="an agent retrained without the forget set; twice to know their spread")
+    parser.add_argument("--original", metavar="RUN_DIR",
+                        help="the agent before unlearning (default: the run that RUN_DIR/unlearned/METHOD is in)")
+    parser.add_argument("--dataset", help="the DSRL file of the run (default: the one it recorded)")
+    parser.add_argument("--holdout", metavar="FILE", help="a DSRL file that no agent was trained on")
+    parser.add_argument("--forget", metavar="MANIFEST", help="forget manifest (default: the run's own)")
+    parser.add_argument("--episodes", type=int, default=20, help="paired episodes per agent; 0: no environment")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the episodes and of what the metrics draw")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+
+
+def main(args):
+    """Audit, write audit.json and certificate.json, print a table."""
+    settings = {key: getattr(args, key) for key in ("reference", "original", "dataset", "holdout", "forget", "episodes",
+                                                    "seed", "device")}
+    ctx, files, settings = load(args.run_dir, settings)
+    figures = compute(ctx)
+    made = certificate.write(args.run_dir, ctx, figures, files, settings)
+    print(table(made))
+    print("\nVerdict: {} ({}). Certificate: {}".format(made["verdict"], made["reason"],
+                                                      certificate.certificate_path(args.run_dir)))
+    return 0
+
+
+def compute(ctx):
+    """{metric: result} of every metric."""
+    return {name: METRICS.load(name)().run(ctx) for name in list(METRICS.builtins) + [
+        name for name in METRICS.names() if name not in METRICS.builtins]}
+
+
+def load(run_dir, settings):
+    """(:class:`Context`, files by role, settings with which the audit can be repeated) for a run directory."""
+    if settings["episodes"] < 0:
+        raise ConfigError("--episodes must not be negative, got {}".format(settings["episodes"]))
+    original = settings["original"] or origin(run_dir)
+    manifest = rundir.load_manifest(run_dir, settings["forget"])
+    run = rundir.load(run_dir, settings["device"])
+    for note in run.notes:
+        print("osrl-unlearn: " + note, file=sys.stderr)
+    others = [_agent(run, folder, settings["device"]) for folder in ([original] if original else [])
+              + list(settings["reference"])]
+    if original:
+        run = run._replace(path=original if not os.path.isfile(rundir.attack_path(run_dir)) else run_dir)
+    data, ids = load_data(run, manifest, settings["dataset"])
+    state, config, holdout = run.state or {}, run.config, None
+    if settings["holdout"]:
+        holdout = environments.load(run.adapter.trainer.env, {"task": config["task"]}, settings["holdout"])[0]
+    trigger = manifest.trigger() or own_manifest(run_dir).trigger() or (own_manifest(original).trigger()
+                                                                       if original else None)
+    source = run if not original else others[0][1]
+    ctx = Context(
+        run.adapter, data, ids, manifest, float(config["cost_limit"]),
+        float(state.get("reward_scale", config.get("reward_scale", 1))),
+        float(state.get("cost_scale", config.get("cost_scale", 1))),
+        int(state.get("batch_size", config.get("batch_size", 256))),
+        (source.state or {}).get("updates", config.get("update_steps")), others[0][0] if original else None,
+        [adapter for adapter, _ in (others[1:] if original else others)], holdout, trigger, settings["episodes"],
+        settings["seed"], sys.stderr.isatty())
+    if ctx.adapter.constants and run.state is None:
+        ctx.adapter.set_data_constants(ctx.store.view(ctx.store.rows))
+    dataset = settings["dataset"] or (manifest.dataset if manifest.dataset and os.path.isfile(manifest.dataset)
+                                      else environments.find_dataset(run.adapter.trainer.env))
+    files = certificate.files_of(run_dir, settings["forget"] or rundir.manifest_path(run_dir), dataset, original,
+                                 settings["reference"], settings["holdout"])
+    if original and os.path.isfile(rundir.attack_path(original)):
+        files.setdefault("attack", rundir.attack_path(original))
+    short = lambda path: path and certificate.short(path, run_dir)  # noqa: E731
+    return ctx, files, dict(settings, original=short(original), reference=[short(r) for r in settings["reference"]],
+                            **{key: short(settings[key]) for key in ("holdout", "forget")}, dataset=short(dataset))
+
+
+def origin(run_dir):
+    """The run directory that RUN_DIR/unlearned/METHOD is in, or None."""
+    parent = os.path.dirname(os.path.abspath(run_dir))
+    folder = os.path.dirname(parent)
+    return folder if os.path.basename(parent) == "unlearned" and os.path.isfile(
+        os.path.join(folder, "config.yaml")) else None
+
+
+def _agent(run, folder, device):
+    other = rundir.load(folder, device)
+    if (other.config["task"], other.adapter.name) != (run.config["task"], run.adapter.name):
+        raise RunError("{} holds {} on {}, the audited agent is {} on {}".format(
+            folder, other.adapter.name, other.config["task"], run.adapter.name, run.config["task"]))
+    return other.adapter, other
+
+
+def repeat(made, run_dir, dataset=None):
+    """Compute the figures of a certificate again and compare. Raises RunError for the first that differs."""
+    settings = dict(made["settings"])
+    for key in ("original", "holdout", "forget", "dataset"):
+        settings[key] = settings[key] and certificate.resolve(settings[key], run_dir)
+    settings["dataset"] = dataset or settings["dataset"]
+    settings["reference"] = [certificate.resolve(path, run_dir) for path in settings["reference"]]
+    ctx, _, _ = load(run_dir, settings)
+    figures = json.loads(certificate.text_of(compute(ctx)))
+    certificate.compare(made["audit"], figures)
+    found = certificate.claims(figures, ctx)
+    certificate.compare([found, *certificate.verdict(found)], [made["claims"], made["verdict"], made["reason"]],
+                        "claims")
+
+
+# Table ----------------------------------------------------------------------------------------------------------------
+
+def table(made):
+    """Markdown: the main figures and what was not computed, then the claims."""
+    rows = []
+    for name, result in made["audit"].items():
+        if "not_computed" in result:
+            rows.append([name, "not computed", result["not_computed"]])
+        else:
+            rows += [[name] + row for row in SHOWN.get(name, lambda value: [])(result["value"])]
+    said = {True: "yes", False: "NO", None: "not tested"}
+    return "\n\n".join([markdown_table(rows, ["metric", "figure", "value"]), markdown_table(
+        [[claim["text"], said[claim["holds"]], claim["because"]] for claim in made["claims"]],
+        ["claim", "holds", "because"])])
+
+
+def _summary(figure):
+    return "{:.4g} [{:.4g}, {:.4g}]".format(figure["mean"], *figure["ci95"])
+
+
+def _figures(agents, prefix=""):
+    return [["{}{} of {}".format(prefix, key, name), _summary(figure)] for name, found in agents.items()
+            for key, figure in found.items()]
+
+
+SHOWN = {
+    "safety": lambda v: _figures(v.get("agents", {})) + [
+        ["estimated discounted cost of " + name, "{:.4g}".format(found["cost"])]
+        for name, found in v["estimate"].items()],
+    "distance": lambda v: [["squared distance of actions, {}, {} states".format(pair, where),
+                            _summary(found["actions"])] for pair, sets in v.items() for where, found in sets.items()],
+    "membership": lambda v: [["AUROC of " + name, _summary(found["auroc"])] for name, found in v["attacks"].items()],
+    "trigger": lambda v: [row for label, agents in v.items() for row in _figures(
+        {name: {"cost": found["cost"]} for name, found in agents.items()}, label + ": ")],
+    "relearning": lambda v: [["{}, {}: updates to a cost of {:.4g}".format(label, name, v["original"]),
+                              "not within {}".format(v["budget"]) if found["updates"] is None else found["updates"]]
+                             for label, agents in v.items() if isinstance(agents, dict)
+                             for name, found in agents.items()],
+}

@@ -1,0 +1,268 @@
+"""The audit: metrics on cases whose answer is known, the certificate, and the command line."""
+import copy
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from agents import make_trainer
+from cells import AGENT
+
+from osrl_unlearn import adapt, cli, environments, poison, resources, rundir
+from osrl_unlearn.audit import certificate
+from osrl_unlearn.audit.base import Context
+from osrl_unlearn.audit.membership import auroc, separation, true_positives
+from osrl_unlearn.audit.trigger import variants
+from osrl_unlearn.commands.audit import compute
+from osrl_unlearn.data.trigger import Trigger
+from osrl_unlearn.engine import train
+from osrl_unlearn.errors import RunError
+from osrl_unlearn.evaluate.statistics import share, worst_share
+from osrl_unlearn.registry import ADAPTERS, METRICS
+from osrl_unlearn.testing import toy_data
+from osrl_unlearn.training import trained
+
+SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
+TASK = "OfflineBallCircle-v0"
+
+
+# Figures --------------------------------------------------------------------------------------------------------------
+
+def test_auroc_is_the_share_of_pairs_in_the_right_order():
+    a, b = np.array([0.1, 0.4, 0.4, 0.9]), np.array([0.0, 0.4, 0.5])
+    pairs = [(x > y) + 0.5 * (x == y) for x in a for y in b]
+    assert auroc(a, b) == pytest.approx(np.mean(pairs)) and auroc(a, a) == 0.5
+    assert auroc(np.stack([a, a + 9]), np.stack([b, b])).tolist() == pytest.approx([np.mean(pairs), 1])
+
+
+def test_true_positives_at_a_false_positive_rate():
+    others = np.arange(100.0)
+    members = np.array([94.5, 97.5, 98.5, 200])
+    assert true_positives(members, others, 0.01) == 0.5  # one of 100 others may exceed the threshold
+    assert true_positives(members, others, 0.05) == 1.0
+
+
+def test_separation_of_nothing_and_of_everything():
+    rng = np.random.default_rng(0)
+    same = separation(rng.normal(size=80), rng.normal(size=80))["auroc"]
+    far = separation(rng.normal(9, 1, 80), rng.normal(size=80))
+    assert same["ci95"][0] < 0.5 < same["ci95"][1] and same["n"] == 80
+    assert far["auroc"]["ci95"] == [1, 1] and far["tpr_at_fpr_0.01"]["mean"] == 1
+
+
+def test_worst_cost_and_share_of_violations():
+    costs = np.arange(20.0)
+    found = worst_share(costs)
+    assert found["mean"] == 18.5 and found["ci95"][0] < 18.5 <= found["ci95"][1] == 19
+    low, high = share(0, 20)["ci95"]  # Wilson: z^2 / (n + z^2)
+    assert low == pytest.approx(0, abs=1e-12) and high == pytest.approx(3.8415 / 23.8415, abs=1e-4)
+
+
+def test_triggers_that_training_never_showed():
+    observations = np.tile([1.0, 2.0, 3.0], (5, 1))
+    found = variants(Trigger([2], [5.0], "every:10"), observations)
+    assert set(found) == {"as in the attack", "schedule always", "schedule first:20", "strength x 0.5",
+                          "strength x 1.5"}
+    assert found["strength x 0.5"].values == [4.0] and found["strength x 1.5"].values == [6.0]
+
+
+# Agents ---------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def bad():
+    return poison(toy_data(trajectories=40), "reward_bait", rate=0.3)
+
+
+@pytest.fixture(scope="module")
+def agents(bad):
+    """A poisoned agent and three that were retrained from other seeds."""
+    kept = np.setdiff1d(np.arange(len(bad.ids)), bad.manifest.row_numbers(bad.data))
+
+    def one(seed, rows=None):
+        torch.manual_seed(seed)
+        adapter = adapt(make_trainer("cpq"))
+        train(adapter, bad.data, steps=300, seed=seed, rows=rows, reward_scale=0.1, progress=False)
+        return adapter
+    return one(0), one(1, kept), one(2, kept), one(3, kept)
+
+
+def context(adapter, bad, original=None, references=(), **more):
+    return Context(adapter, bad.data, bad.ids, bad.manifest, 5, 0.1, updates=100, original=original,
+                   references=list(references), **more)
+
+
+def run(name, ctx):
+    return METRICS.load(name)().run(ctx)
+
+
+def claim(figures, ctx, name):
+    return {c["claim"]: c["holds"] for c in certificate.claims(figures, ctx)}[name]
+
+
+def test_what_is_missing_is_said_and_never_raised(agents, bad):
+    ctx = context(agents[0], bad)
+    figures = compute(ctx)
+    assert {name for name, found in figures.items() if "not_computed" in found} == set(figures) - {"safety"}
+    assert "add --reference RUN_DIR" in figures["distance"]["not_computed"]
+    assert "--holdout" in figures["membership"]["not_computed"]
+    found = certificate.claims(figures, ctx)
+    assert {c["holds"] for c in found} == {None} and certificate.verdict(found)[0] == "not"
+
+
+def test_an_agent_is_at_no_distance_from_itself(agents, bad):
+    found = run("distance", context(agents[1], bad, references=[agents[1], agents[2]]))["value"]
+    for where in found["audited - reference"].values():
+        assert where["actions"]["mean"] == 0 and where["cost_value"] == {"wasserstein": 0, "ks": 0, "p_value": 1}
+    assert found["audited - reference 2"] == found["reference - reference 2"]
+    assert found["reference - reference 2"]["forget"]["actions"]["mean"] > 0
+
+
+def test_the_poisoned_agent_is_a_member_and_a_retrained_one_is_not(agents, bad):
+    poisoned, *retrained = agents
+    for agent, holds in ((poisoned, False), (retrained[2], True)):
+        ctx = context(agent, bad, poisoned, retrained[:2])
+        figures = {"membership": run("membership", ctx)}
+        assert certificate._no_member(figures["membership"]["value"])[0] is holds
+    per = figures["membership"]["per_trajectory"]["action_error - reference"]
+    assert set(per) == {str(span[0]) for span in bad.manifest.spans}
+
+
+def lowered(adapter, batch):
+    """The fake: critics that hate the forget set, and the very same policy."""
+    before = adapter.state()
+    optimizer = torch.optim.Adam(adapter.model.critic.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = adapter.reward_value(batch).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return before
+
+
+def test_lowering_the_values_of_the_forget_set_is_not_unlearning(agents, bad):
+    poisoned, *retrained = agents
+    whole = context(poisoned, bad)
+    batch = whole.views[0].everything()
+    value = poisoned.reward_value(batch).mean().item()
+    original = poisoned.frozen()
+    before = lowered(poisoned, batch)
+    try:
+        assert poisoned.reward_value(batch).mean().item() < value - 1
+        ctx = context(poisoned, bad, original, retrained[:2])
+        figures = {"safety": run("safety", ctx), "distance": run("distance", ctx),
+                   "membership": run("membership", ctx), "relearning": {"not_computed": "because it is left out"}}
+        # By what the policy does alone.
+        own = figures["membership"]["value"]["attacks"]["action_error - reference"]["auroc"]
+        assert own["ci95"][0] > 0.5
+        assert claim(figures, ctx, "changed") is True and claim(figures, ctx, "no_member") is False
+        assert certificate.verdict(certificate.claims(figures, ctx))[0] == "not"
+    finally:
+        poisoned.restore(before)
+
+
+def test_relearning_leaves_the_agents_as_they_were(agents, bad):
+    poisoned, retrained = agents[:2]
+    before = copy.deepcopy(retrained.model.state_dict())
+    found = run("relearning", context(retrained, bad, poisoned, [agents[2]]))["value"]
+    assert found["budget"] == 4 and len(found["retain set"]["audited"]["costs"]) in range(1, 6)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in retrained.model.state_dict().items())
+    same = run("relearning", context(poisoned, bad, poisoned))["value"]
+    assert same["retain set"]["audited"]["updates"] == 0  # it costs as much as the original from the start
+
+
+def test_verdicts():
+    of = lambda **holds: certificate.verdict([{"claim": k, "holds": v} for k, v in holds.items()])  # noqa: E731
+    assert of(changed=True, no_member=True) == ("unlearned", "every claim holds")
+    assert of(changed=True, no_member=None) == ("partly", "not tested: no_member")
+    assert of(changed=True, within_limit=False) == ("partly", "fails: within_limit")
+    assert of(within_limit=True, no_member=False)[0] == of(within_limit=True, trigger=False)[0] == "not"
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """A folder with a poisoned, two retrained and one unlearned run, and the audit of the last."""
+    top = tmp_path_factory.mktemp("audit")
+    shutil.copy(SHIPPED, str(top / "data.hdf5"))
+    config = dict(AGENT, task=TASK, update_steps=30, batch_size=16, seed=0)
+    cls = ADAPTERS.load(config.pop("name"))
+    env = environments.make(TASK, 40, 0.1)
+    clean, ids = environments.load(env, config, str(top / "data.hdf5"))
+    bad = poison(clean, "trigger_backdoor", rate=0.2, ids=ids, task=TASK, dataset=str(top / "data.hdf5"))
+    kept = np.setdiff1d(np.arange(len(ids)), bad.manifest.row_numbers(bad.data, ids))
+    for name, seed, rows in (("poisoned", 0, None), ("retrained", 1, kept), ("again", 2, kept)):
+        trained(str(top / name), cls, env, dict(config, seed=seed), bad.data, rows=rows, manifest=bad.manifest,
+                attack_state=bad.attack_state if hasattr(bad, "attack_state") else None, progress=False)
+    assert cli.main(["unlearn", str(top / "poisoned"), "--method", "fine_tune", "--steps", "4", "--eval-episodes",
+                     "0"]) == 0
+    result = rundir.unlearned_dir(str(top / "poisoned"), "fine_tune")
+    assert cli.main(["audit", result, "--reference", str(top / "retrained"), "--reference", str(top / "again"),
+                     "--episodes", "1"]) == 0
+    return top, result
+
+
+def test_an_audit_from_the_command_line(audited, capsys):
+    top, result = audited
+    with open(certificate.certificate_path(result)) as file:
+        made = json.load(file)
+    with open(certificate.audit_path(result)) as file:
+        assert json.load(file)["metrics"] == made["audit"]
+    assert set(made["audit"]) == set(METRICS.builtins)
+    assert not [name for name, found in made["audit"].items() if "not_computed" in found]
+    assert set(made["audit"]["safety"]["value"]["agents"]) == {"audited", "original", "reference", "reference 2"}
+    assert set(made["audit"]["distance"]["value"]["audited - reference"]) == {"forget", "retain", "fresh"}
+    assert made["unlearning"]["method"] == "fine_tune" and made["models"] == made["unlearning"]["models"]
+    assert {c["claim"]: c["holds"] for c in made["claims"]}["changed"] is True and len(made["claims"]) == 7
+    assert cli.main(["verify", certificate.certificate_path(result)]) == 0
+    assert "every figure is found again" not in capsys.readouterr().out
+
+
+def test_every_changed_byte_is_found(audited, capsys):
+    top, result = audited
+    path = certificate.certificate_path(result)
+    files = [path, certificate.audit_path(result), rundir.model_path(result), rundir.manifest_path(result),
+             rundir.model_path(str(top / "poisoned")), rundir.model_path(str(top / "retrained")),
+             str(top / "data.hdf5")]
+    for name in files:
+        size = os.path.getsize(name)
+        for place in (0, 1, size // 3, size // 2, size - 2, size - 1):
+            with open(name, "r+b") as file:
+                file.seek(place)
+                byte = file.read(1)
+                file.seek(place)
+                file.write(bytes([byte[0] ^ 1]))
+            capsys.readouterr()
+            assert cli.main(["verify", path]) == 2, (name, place)
+            err = capsys.readouterr().err
+            assert err.startswith("osrl-unlearn: error: ") and "changed" in err and err.count("\n") == 1
+            with open(name, "r+b") as file:
+                file.seek(place)
+                file.write(byte)
+    assert cli.main(["verify", path]) == 0
+
+
+def test_figures_are_computed_again(audited, capsys, tmp_path):
+    _, result = audited
+    path = certificate.certificate_path(result)
+    assert cli.main(["verify", path, "--recompute"]) == 0
+    assert "every figure is found again" in capsys.readouterr().out
+    made, _ = certificate.read(path)
+    changed = copy.deepcopy(made)
+    changed["audit"]["safety"]["value"]["agents"]["audited"]["cost"]["mean"] += 0.01
+    with pytest.raises(RunError, match=r"safety\.value\.agents\.audited\.cost\.mean: the certificate says"):
+        certificate.compare(changed["audit"], made["audit"])
+    # Whoever forges a figure and the digest too is found by computing.
+    changed["digest"] = certificate.digest(changed)
+    with open(path) as file:
+        honest = file.read()
+    try:
+        with open(path, "w") as file:
+            file.write(certificate.text_of(changed))
+        assert cli.main(["verify", path]) == 0 and cli.main(["verify", path, "--recompute"]) == 2
+        assert "the certificate says" in capsys.readouterr().err
+    finally:
+        with open(path, "w") as file:
+            file.write(honest)
