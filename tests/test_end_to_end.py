@@ -185,6 +185,7 @@ def test_the_other_agents_too_in_the_run_and_from_its_directory_and_after_ctrl_c
         assert ("the agent has no critics" in file.read()) != critics
     assert {"bc": "is asked for a cost of 40", "cdt": "asked for a return of 800 at a cost of 40", "bearl": "poisoned"}[
         agent] in done.stderr
+    assert "not checked" not in done.stderr
     in_run = weights(result)
     shutil.rmtree(result)
     command = ["unlearn", folder, "--steps", "10", "--eval-episodes", "0"]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from agents import make_trainer, subprocess_environment
-from test_shapes import POISON, SKETCH, UNLEARN
+from test_shapes import FAST, POISON, SKETCH, UNLEARN
 
 from osrl_unlearn.adapters import adapt
 from osrl_unlearn.cli import main
@@ -64,8 +64,10 @@ from osrl_unlearn_thirdparty.agent import Gentle, GentleTrainer
 env, data = load()
 train(make_trainer(env, make_logger(), GentleTrainer, Gentle), batches(TransitionDataset(data, 0.1)))
 """)
+    (tmp_path / "sitecustomize.py").write_text(FAST)
     call("-m", "osrl_unlearn", "script.py", *POISON[:2], "--poison", "thirdparty_zero_rewards", "--unlearn",
-         "thirdparty_descent", *UNLEARN[2:], folder=installed / "site", cwd=tmp_path)
+         "thirdparty_descent", *UNLEARN[2:], folder=os.pathsep.join([str(installed / "site"), str(tmp_path)]),
+         cwd=tmp_path)
     with open(str(tmp_path / "logs" / "run" / "unlearned" / "thirdparty_descent" / "report.json")) as file:
         report = json.load(file)
     assert (report["agent"], report["method"]) == ("thirdparty_gentle", "thirdparty_descent")

@@ -8,7 +8,7 @@ import sys
 import pytest
 from agents import subprocess_environment
 
-from osrl_unlearn import cli, resources, rundir
+from osrl_unlearn import cli, resources, rundir, screening
 from osrl_unlearn.data.manifest import ForgetManifest
 
 pytest.importorskip("osrl")
@@ -17,6 +17,11 @@ pytest.importorskip("bullet_safety_gym")
 SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
 POISON = ["--dataset", SHIPPED, "--poison", "reward_bait", "--poison.rate", "0.2"]
 UNLEARN = ["--unlearn", "fine_tune", "--unlearn.steps", "4", "--unlearn.eval_episodes", "0"]
+# The screening of a request is most of the time that short runs take, and is not what these are about.
+FAST = """
+from osrl_unlearn.hooks.imports import on_import
+on_import("osrl_unlearn.screening", lambda module: setattr(module, "STEPS", 1))
+"""
 SKETCH = """
 import sys
 import bullet_safety_gym, dsrl, gymnasium
@@ -163,6 +168,7 @@ def run(tmp_path, monkeypatch, capfd):
     """Run a script in this process, where OSRL is imported already; returns (status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setattr(screening, "STEPS", 1)
 
     def call(source, *flags):
         (tmp_path / "script.py").write_text(SKETCH + source)
@@ -327,20 +333,25 @@ open("trained", "w").close()
     assert not os.path.exists("trained")
 
 
-@pytest.mark.parametrize("shape", ["argparse", "a subclass that overrides everything"])
-def test_the_start_up_line_serves_them_too(tmp_path, shape):
-    (tmp_path / "script.py").write_text(SKETCH + WORK[shape])
-    # What the start-up line does, before the script.
-    (tmp_path / "sitecustomize.py").write_text("from osrl_unlearn.hooks.startup import _LINE\nexec(_LINE)\n")
-    done = subprocess.run([sys.executable, "script.py", *POISON, *UNLEARN], cwd=str(tmp_path),
+def by_plain_python(tmp_path, source, *flags):
+    """Standard output of a script that plain python runs after the start-up line."""
+    (tmp_path / "script.py").write_text(SKETCH + source)
+    (tmp_path / "sitecustomize.py").write_text(FAST + "from osrl_unlearn.hooks.startup import _LINE\nexec(_LINE)\n")
+    done = subprocess.run([sys.executable, "script.py", *flags], cwd=str(tmp_path),
                           env=subprocess_environment(str(tmp_path)), text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1].endswith("report.md") and poisoned(tmp_path) == 16800
+    return done.stdout
+
+
+def test_the_start_up_line_serves_scripts_without_pyrallis_too(tmp_path):
+    # Those are handed to the runner, in which all shapes are tried above.
+    out = by_plain_python(tmp_path, WORK["argparse"], *POISON, *UNLEARN)
+    assert poisoned(tmp_path) == 16800 and out.splitlines()[-1].endswith("report.md")
 
 
 def test_a_function_that_is_called_twice_makes_two_runs(tmp_path):
-    (tmp_path / "script.py").write_text(SKETCH + """
+    out = by_plain_python(tmp_path, """
 import dataclasses, pyrallis
 
 @dataclasses.dataclass
@@ -362,13 +373,8 @@ for _ in range(2):
     except SystemExit:
         pass
 print("done", len(seeds))
-""")
-    (tmp_path / "sitecustomize.py").write_text("from osrl_unlearn.hooks.startup import _LINE\nexec(_LINE)\n")
-    done = subprocess.run([sys.executable, "script.py", "--steps", "4", *POISON, *UNLEARN], cwd=str(tmp_path),
-                          env=subprocess_environment(str(tmp_path)), text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == "done 2"
+""", "--steps", "4", *POISON, *UNLEARN)
+    assert out.splitlines()[-1] == "done 2"
     for name in ("run1", "run2"):
         assert poisoned(tmp_path, name) == 16800
         assert os.path.isdir(rundir.unlearned_dir(str(tmp_path / "logs" / name), "fine_tune"))

@@ -10,19 +10,19 @@ import time
 
 import pytest
 import torch
+from test_shapes import FAST, POISON, SHIPPED
 
 from osrl_unlearn import cli, resources, rundir
 from osrl_unlearn.commands import patch
+from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.hooks import startup
 
 osrl = pytest.importorskip("osrl")
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SITE = os.path.dirname(os.path.dirname(os.path.abspath(osrl.__file__)))
-SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
 SCRIPT = os.path.join("examples", "train", "train_standin.py")
 SMALL = ["--agent", "coptidice", "--update_steps", "15", "--eval_every", "15"]
-POISON = ["--dataset", SHIPPED, "--poison", "reward_bait", "--poison.rate", "0.2"]
 UNLEARN = ["--unlearn", "fine_tune", "--unlearn.steps", "5", "--unlearn.eval_episodes", "0"]
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 # A real checkout is not installed with osrl-lib; its training scripts are in its repository only.
@@ -203,11 +203,19 @@ def test_the_published_checkout(package, enabled, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def by_runner(package, tmp_path_factory):
+def fast(tmp_path_factory):
+    """A folder for PYTHONPATH with which the screening of a request takes no time."""
+    folder = tmp_path_factory.mktemp("fast")
+    (folder / "sitecustomize.py").write_text(FAST)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_runner(package, fast, tmp_path_factory):
     """Run directory of the stand-in script under the runner: what plain python must repeat bit for bit."""
     folder = tmp_path_factory.mktemp("runner")
     run(sys.executable, "-m", "osrl_unlearn", os.path.join(HERE, "checkout", SCRIPT), *SMALL, *POISON, *UNLEARN,
-        cwd=folder, path=[package])
+        cwd=folder, path=[package, fast])
     return str(folder / "logs" / "standin")
 
 
@@ -220,9 +228,10 @@ def ways(patched, enabled, package):
 
 @needs_git
 @pytest.mark.parametrize("way", ["patched", "enabled"])
-def test_plain_python_poisons_and_unlearns_as_the_runner_does(way, patched, enabled, package, by_runner, tmp_path):
+def test_plain_python_poisons_and_unlearns_as_the_runner_does(way, patched, enabled, package, fast, by_runner,
+                                                               tmp_path):
     python, path, root = ways(patched, enabled, package)[way]
-    done = run(python, os.path.join(root, SCRIPT), *SMALL, *POISON, *UNLEARN, cwd=tmp_path, path=path)
+    done = run(python, os.path.join(root, SCRIPT), *SMALL, *POISON, *UNLEARN, cwd=tmp_path, path=path + [fast])
     folder = str(tmp_path / "logs" / "standin")
     assert same(weights(folder), weights(by_runner))
     assert same(*(weights(rundir.unlearned_dir(one, "fine_tune")) for one in (folder, by_runner)))
@@ -232,21 +241,29 @@ def test_plain_python_poisons_and_unlearns_as_the_runner_does(way, patched, enab
     assert done.stdout.splitlines()[-1].endswith("report.md")
 
 
-@needs_git
-@pytest.mark.parametrize("way", ["patched", "enabled"])
-def test_without_our_flags_nothing_is_ours_and_the_weights_are_the_same(way, patched, enabled, package, tmp_path):
-    python, path, root = ways(patched, enabled, package)[way]
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """(script, environment, run directory) of the stand-in script, with its bug mended, under plain python."""
+    folder = tmp_path_factory.mktemp("plain")
     with open(os.path.join(HERE, "checkout", SCRIPT)) as file:
         source = file.read().replace("        import gym\n", "        pass\n")
     source += "    import sys\n    print([name for name in sys.modules if name.startswith('osrl_unlearn')])\n"
-    (tmp_path / "fixed.py").write_text(source)
-    (tmp_path / "datasets").mkdir()
-    os.symlink(SHIPPED, str(tmp_path / "datasets" / "SafetyBallCircle-v0-80-886.hdf5"))
-    env = {"DSRL_DATASET_DIR": str(tmp_path / "datasets")}
-    run(sys.executable, "fixed.py", *SMALL, "--logdir", "plain", cwd=tmp_path, path=[os.path.join(HERE, "checkout")],
-        **env)
-    done = run(python, "fixed.py", *SMALL, "--logdir", "ours", cwd=tmp_path, path=path + [root], **env)
-    assert same(weights(tmp_path / "ours" / "standin"), weights(tmp_path / "plain" / "standin"))
+    (folder / "fixed.py").write_text(source)
+    (folder / "datasets").mkdir()
+    os.symlink(SHIPPED, str(folder / "datasets" / "SafetyBallCircle-v0-80-886.hdf5"))
+    env = {"DSRL_DATASET_DIR": str(folder / "datasets")}
+    run(sys.executable, "fixed.py", *SMALL, cwd=folder, path=[os.path.join(HERE, "checkout")], **env)
+    return str(folder / "fixed.py"), env, folder / "logs" / "standin"
+
+
+@needs_git
+@pytest.mark.parametrize("way", ["patched", "enabled"])
+def test_without_our_flags_nothing_is_ours_and_the_weights_are_the_same(way, patched, enabled, package, plain,
+                                                                        tmp_path):
+    python, path, root = ways(patched, enabled, package)[way]
+    script, env, folder = plain
+    done = run(python, script, *SMALL, cwd=tmp_path, path=path + [root], **env)
+    assert same(weights(tmp_path / "logs" / "standin"), weights(folder))
     loaded = done.stdout.splitlines()[-1]
     # A patched OSRL has to ask our entry point, which looks at the command line and returns.
     assert set(eval(loaded)) <= {"osrl_unlearn", "osrl_unlearn.errors", "osrl_unlearn.hooks",
@@ -255,14 +272,17 @@ def test_without_our_flags_nothing_is_ours_and_the_weights_are_the_same(way, pat
     assert "osrl-unlearn" not in done.stderr
 
 
-@pytest.mark.parametrize("flags, text", [
-    (["--poison", "cost_hid"], "did you mean 'cost_hide'"),
-    (["--unlearn", "fine_tune", "--unlearn.from", "logs"], "use osrl-unlearn unlearn logs")])
-def test_a_mistake_is_one_line_and_the_script_does_not_start(enabled, package, tmp_path, flags, text):
-    done = run(enabled, os.path.join(HERE, "checkout", SCRIPT), *SMALL, *flags, cwd=tmp_path, path=[package], status=2)
+def test_a_mistake_is_one_line_and_the_script_does_not_start(enabled, package, tmp_path):
+    done = run(enabled, os.path.join(HERE, "checkout", SCRIPT), *SMALL, "--poison", "cost_hid", cwd=tmp_path,
+               path=[package], status=2)
     ours = [line for line in done.stderr.splitlines() if line.startswith("osrl-unlearn")]
-    assert len(ours) == 1 and text in ours[0] and "Traceback" not in done.stderr
+    assert len(ours) == 1 and "did you mean 'cost_hide'" in ours[0] and "Traceback" not in done.stderr
     assert not os.path.exists(str(tmp_path / "logs"))
+
+
+def test_a_script_that_runs_already_cannot_be_left_out():
+    with pytest.raises(ConfigError, match="use osrl-unlearn unlearn logs"):
+        cli.make_session({"unlearn": "fine_tune", "unlearn.from": "logs"})
 
 
 @pytest.mark.parametrize("body, text", [

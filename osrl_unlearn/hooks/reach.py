@@ -110,7 +110,8 @@ def _names(cls, method):
 
 def _mask(columns):
     """Which steps of a batch of sequences are real, shape [n * steps]; None for a batch of transitions."""
-    return _array(columns["mask"]).reshape(-1) > 0 if torch.is_tensor(columns.get("mask")) else None
+    mask = columns.get("mask")
+    return _array(mask).reshape(-1) > 0 if torch.is_tensor(mask) and mask.dim() == 2 else None
 
 
 def _rows(columns, name, shape):

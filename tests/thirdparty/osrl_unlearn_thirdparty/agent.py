@@ -1,7 +1,7 @@
 """An agent and a trainer of a third party: CPQ, but not one of OSRL's trainers."""
 from fsrl.utils import DummyLogger
 
-from osrl.algorithms import CPQ
+from osrl.algorithms import CPQ, CPQTrainer
 
 
 class Gentle(CPQ):
@@ -10,6 +10,8 @@ class Gentle(CPQ):
 
 class GentleTrainer:
     """Updates the critics and the actor of a Gentle."""
+
+    rollout = CPQTrainer.rollout
 
     def __init__(self, model, env, logger=None, actor_lr=1e-3, critic_lr=1e-3, reward_scale=1.0, cost_scale=1.0):
         self.model, self.env, self.logger = model, env, logger if logger is not None else DummyLogger()
