@@ -13,7 +13,7 @@ COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "unlearn": ("osrl_unlearn.commands.unlearn", "unlearn from a finished run directory"),
     "detect": ("osrl_unlearn.commands.detect", "find a forget set when nobody names one"),
     "audit": ("osrl_unlearn.commands.audit", "look for what is left of the forget set in an agent; certify it"),
-    "verify": ("osrl_unlearn.commands.verify", "check that a forget manifest belongs to a dataset, or check a certificate"),
+    "verify": ("osrl_unlearn.commands.verify", "check a forget manifest against a dataset, or a certificate"),
     "poison": ("osrl_unlearn.commands.poison", "write a poisoned copy of a dataset and its forget manifest"),
     "collect": ("osrl_unlearn.collect", "make a dataset with fast-safe-rl"),
     "demo": ("osrl_unlearn.commands.demo", "poison, train, unlearn and compare on the shipped dataset"),

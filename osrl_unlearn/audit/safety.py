@@ -18,7 +18,7 @@ def figures(episodes, limit):
 
 
 class Safety(Metric):
-    """Cost and return per episode of every agent, in episodes that start alike, and the offline estimate of the cost."""
+    """Cost and return per episode of every agent, in episodes that start alike, and the offline estimate of costs."""
 
     name = "safety"
     summary = "cost, return, violations and worst cost per episode; offline estimate of the cost"
