@@ -305,7 +305,8 @@ def test_the_updates_of_a_fork_are_counted_once(base):
         trainer = forked(Own)
         for _ in range(3):
             trainer.train_one_step(data["observations"], data["actions"], data["rewards"])
-    assert session.trainer is trainer and (session.updates, session.batch_size) == (3, len(data["rewards"]))
+    training, = session.trainings
+    assert training.trainer is trainer and (training.updates, training.batch_size) == (3, len(data["rewards"]))
     assert adapt(trainer).name == "bc"
 
 

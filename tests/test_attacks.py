@@ -155,7 +155,7 @@ class FakeEnv:
 
 
 class FakeTrainer:
-    """What ``evaluate`` uses of an OSRL trainer; remembers what its policy saw."""
+    """What ``evaluate`` uses of an adapter and its trainer, in one; remembers what its policy saw."""
     reward_scale, cost_scale, device = 1.0, 1.0, "cpu"
 
     def __init__(self, fails=False):
@@ -171,7 +171,7 @@ class FakeTrainer:
                 raise RuntimeError("the simulator crashed")
             observation, more, _, done, info = self.env.step(None)
             reward, cost = reward + more, cost + info["cost"]
-        return reward, 5, cost
+        return reward, cost, 5.0
 
 
 def test_evaluation_shows_the_trigger_to_the_policy_only():
