@@ -74,6 +74,25 @@ class ActionValueAdapter(ValueAdapter):
         return -reward.mean() / scale + multiplier * self._relative(cost.mean())
 
 
+class PIDLagrangianAdapter(ActionValueAdapter):
+    """What BCQ-Lag and BEAR-Lag have in common: double critics, and a cost limit that a PID controller holds."""
+
+    @property
+    def cost_threshold(self):
+        """``qc_thres``, the set point of the PID controller."""
+        return self.model.qc_thres
+
+    def reward_heads(self, observations, actions):
+        """All heads of both reward critics. Shape [heads, n]."""
+        _, _, first, second = self.model.critic.predict(observations, actions)
+        return torch.stack(first + second)
+
+    def cost_heads(self, observations, actions):
+        """All heads of both cost critics. Shape [heads, n]."""
+        _, _, first, second = self.model.cost_critic.predict(observations, actions)
+        return torch.stack(first + second)
+
+
 def squashed_log_prob(normal, actions, max_action):
     """Log-density of ``actions`` under tanh of a Gaussian, up to the constant of max_action. Shape [n]."""
     # tanh never reaches +-1: logged actions at the bounds are moved to where float32 can still invert it.

@@ -1,11 +1,9 @@
 """BCQ-Lag: batch-constrained Q-learning with a PID Lagrange multiplier."""
-import torch
-
-from osrl_unlearn.adapters.action_values import ActionValueAdapter
+from osrl_unlearn.adapters.action_values import PIDLagrangianAdapter
 from osrl_unlearn.adapters.base import Part
 
 
-class BCQLAdapter(ActionValueAdapter):
+class BCQLAdapter(PIDLagrangianAdapter):
     """OSRL's BCQ-Lag: perturbation actor on a VAE, twin reward and cost critics, targets, PID integrators.
 
     The policy is stochastic even at evaluation: the VAE's latent is drawn from torch's global generator.
@@ -24,21 +22,6 @@ class BCQLAdapter(ActionValueAdapter):
         self.model.controller.error_old = 0
         self.model.controller.error_integral = 0
 
-    @property
-    def cost_threshold(self):
-        """``qc_thres``, the set point of the PID controller."""
-        return self.model.qc_thres
-
     def policy(self, observations):
         """Perturbed samples of the VAE, as BCQ-Lag acts."""
         return self.model.actor(observations, self.model.vae.decode(observations))
-
-    def reward_heads(self, observations, actions):
-        """All heads of both reward critics. Shape [heads, n]."""
-        _, _, first, second = self.model.critic.predict(observations, actions)
-        return torch.stack(first + second)
-
-    def cost_heads(self, observations, actions):
-        """All heads of both cost critics. Shape [heads, n]."""
-        _, _, first, second = self.model.cost_critic.predict(observations, actions)
-        return torch.stack(first + second)

@@ -1,11 +1,11 @@
 """BEAR-Lag: bootstrapping error accumulation reduction with a PID Lagrange multiplier."""
 import torch
 
-from osrl_unlearn.adapters.action_values import ActionValueAdapter, squashed_log_prob
+from osrl_unlearn.adapters.action_values import PIDLagrangianAdapter, squashed_log_prob
 from osrl_unlearn.adapters.base import Part
 
 
-class BEARLAdapter(ActionValueAdapter):
+class BEARLAdapter(PIDLagrangianAdapter):
     """OSRL's BEAR-Lag: squashed Gaussian actor near a VAE (MMD), double reward and cost critics, targets.
 
     ``log_alpha``, the PID integrators and ``n_train_steps``, which delays the actor's use of the critics, are training
@@ -34,11 +34,6 @@ class BEARLAdapter(ActionValueAdapter):
         self.model.n_train_steps = updates
         return ("n_train_steps",)
 
-    @property
-    def cost_threshold(self):
-        """``qc_thres``, the set point of the PID controller."""
-        return self.model.qc_thres
-
     def policy(self, observations):
         """Deterministic actions, scaled by max_action."""
         return self.model._actor_forward(observations, True, False)[0]
@@ -47,13 +42,3 @@ class BEARLAdapter(ActionValueAdapter):
         """Log-density of the logged actions under the squashed Gaussian. Shape [n]."""
         *_, normal = self.model.actor(batch.observations, False, True, True)
         return squashed_log_prob(normal, batch.actions, self.model.max_action)
-
-    def reward_heads(self, observations, actions):
-        """All heads of both reward critics. Shape [heads, n]."""
-        _, _, first, second = self.model.critic.predict(observations, actions)
-        return torch.stack(first + second)
-
-    def cost_heads(self, observations, actions):
-        """All heads of both cost critics. Shape [heads, n]."""
-        _, _, first, second = self.model.cost_critic.predict(observations, actions)
-        return torch.stack(first + second)
