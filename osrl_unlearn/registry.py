@@ -168,6 +168,9 @@ METRICS = Registry("metric", {  # in the order in which an audit computes and sh
     "safety": "osrl_unlearn.audit.safety:Safety",
     "distance": "osrl_unlearn.audit.distance:Distance",
     "membership": "osrl_unlearn.audit.membership:Membership",
+    "trajauditor": "osrl_unlearn.audit.trajauditor:TrajAuditor",
+    "auditor": "osrl_unlearn.audit.auditor:Auditor",
+    "gaussian_score": "osrl_unlearn.audit.gaussian_score:GaussianScore",
     "trigger": "osrl_unlearn.audit.trigger:TriggerMetric",
     "relearning": "osrl_unlearn.audit.relearning:Relearning",
 }, "osrl_unlearn.audit.base:Metric")

@@ -1,5 +1,6 @@
 """The audit: metrics on cases whose answer is known, the certificate, and the command line."""
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -12,11 +13,15 @@ from cells import AGENT
 
 from osrl_unlearn import adapt, cli, environments, poison, resources, rundir
 from osrl_unlearn.audit import certificate
-from osrl_unlearn.audit.base import Context
+from osrl_unlearn.audit.auditor import matched
+from osrl_unlearn.audit.base import Context, Set
+from osrl_unlearn.audit.gaussian_score import recorded_noise
 from osrl_unlearn.audit.membership import auroc, separation, true_positives
+from osrl_unlearn.audit.trajauditor import remoteness, value_sums
 from osrl_unlearn.audit.trigger import variants
 from osrl_unlearn.commands.audit import compute
 from osrl_unlearn.data.trigger import Trigger
+from osrl_unlearn.data.views import Batch
 from osrl_unlearn.engine import train
 from osrl_unlearn.errors import RunError
 from osrl_unlearn.evaluate.statistics import share, worst_share
@@ -68,6 +73,33 @@ def test_triggers_that_training_never_showed():
     assert found["strength x 0.5"].values == [4.0] and found["strength x 1.5"].values == [6.0]
 
 
+def test_sums_of_values_start_again_with_every_window_and_every_trajectory():
+    values, owner = np.ones(200 + 3), np.repeat([0, 1], [200, 3])
+    first, second = value_sums(values, owner, 0.5)
+    geometric = lambda n: 2 * (1 - 0.5 ** n)  # noqa: E731
+    assert first[[0, 127, 128, 199]] == pytest.approx([geometric(128), 1, geometric(72), 1])
+    assert second == pytest.approx([1.75, 1.5, 1])
+
+
+def test_remoteness_is_in_units_of_the_shadows_spread():
+    shadows = np.array([[0.0], [1.0], [3.0]])  # mean 4/3, distances 4/3, 1/3, 5/3
+    apart = np.array([4, 1, 5]) / 3
+    assert remoteness(np.array([4 / 3 + 7]), shadows) == pytest.approx((7 - apart.mean()) / apart.std())
+    assert remoteness(np.array([4 / 3]), shadows) < 0
+
+
+def test_held_out_trajectories_are_matched_by_return_cost_and_length():
+    def some(*facts):  # (return, cost, length) of each
+        lengths = [length for _, _, length in facts]
+        rows = {key: torch.tensor(np.repeat([f[n] / f[2] for f in facts], lengths)) for n, key in enumerate(
+            ("rewards", "costs"))}
+        batch = Batch(None, None, None, rows["rewards"], rows["costs"], None, None)
+        return Set(batch, np.repeat(np.arange(len(facts)), lengths), np.arange(len(facts)), None, None)
+    others = some((10, 0, 5), (100, 9, 5), (10, 9, 5), (12, 0, 50), (99, 0, 5))
+    assert matched(some((98, 1, 5), (11, 8, 6)), others).tolist() == [2, 4]
+    assert matched(others, some((1, 1, 1))).tolist() == [0]
+
+
 # Agents ---------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
@@ -88,8 +120,8 @@ def agents(bad):
     return one(0), one(1, kept), one(2, kept), one(3, kept)
 
 
-def context(adapter, bad, original=None, references=(), **more):
-    return Context(adapter, bad.data, bad.ids, bad.manifest, 5, 0.1, updates=100, original=original,
+def context(adapter, bad, original=None, references=(), updates=100, **more):
+    return Context(adapter, bad.data, bad.ids, bad.manifest, 5, 0.1, updates=updates, original=original,
                    references=list(references), **more)
 
 
@@ -152,7 +184,8 @@ def test_lowering_the_values_of_the_forget_set_is_not_unlearning(agents, bad):
         assert poisoned.reward_value(batch).mean().item() < value - 1
         ctx = context(poisoned, bad, original, retrained[:2])
         figures = {"safety": run("safety", ctx), "distance": run("distance", ctx),
-                   "membership": run("membership", ctx), "relearning": {"not_computed": "because it is left out"}}
+                   "membership": run("membership", ctx), **{left: {"not_computed": "because it is left out"} for left in (
+                       "auditor", "gaussian_score", "relearning")}}
         # By what the policy does alone.
         own = figures["membership"]["value"]["attacks"]["action_error - reference"]["auroc"]
         assert own["ci95"][0] > 0.5
@@ -160,6 +193,87 @@ def test_lowering_the_values_of_the_forget_set_is_not_unlearning(agents, bad):
         assert certificate.verdict(certificate.claims(figures, ctx))[0] == "not"
     finally:
         poisoned.restore(before)
+
+
+@pytest.fixture(scope="module")
+def noisy_labels():
+    """Data, and an agent whose policy follows its own values, trained on them and twice on the retain set."""
+    bad = poison(toy_data(trajectories=60), "label_noise", rate=0.4)
+    kept = np.setdiff1d(np.arange(len(bad.ids)), bad.manifest.row_numbers(bad.data))
+
+    def one(seed, rows=None):
+        torch.manual_seed(seed)
+        adapter = adapt(make_trainer("bcql"))
+        train(adapter, bad.data, steps=300, seed=seed, rows=rows, reward_scale=0.1, progress=False)
+        return adapter
+    return bad, one(0), one(1, kept), one(2, kept)
+
+
+def test_the_corrected_auditor_sees_what_fools_the_published_one(noisy_labels):
+    bad, poisoned, reference, _ = noisy_labels
+    original = poisoned.frozen()
+    before = lowered(poisoned, context(poisoned, bad).views[0].everything())
+    try:
+        ctx = context(poisoned, bad, original, [reference], 6000)
+        published, corrected = run("trajauditor", ctx), run("auditor", ctx)
+    finally:
+        poisoned.restore(before)
+    forget = published["value"]["forget"]
+    # "Unlearned", though the policy is the very same.
+    assert forget["audited"]["mean"] == 0 < 0.1 < forget["original"]["mean"]
+    assert set(published["per_trajectory"]["member"]) == {str(span[0]) for span in bad.manifest.spans}
+    assert corrected["value"]["reference"]["auroc"]["ci95"][0] > 0.9
+    assert certificate._auditor(corrected["value"])[0] is False
+
+
+def test_the_auditor_has_nothing_against_a_retrained_agent(noisy_labels):
+    bad, poisoned, reference, retrained = noisy_labels
+    found = run("auditor", context(retrained, bad, poisoned, [reference, reference], 1000, holdout=toy_data(seed=5)))
+    value = found["value"]
+    assert set(value) == {"reference", "original", "calibration", "holdout"}
+    assert value["calibration"]["auroc"]["mean"] == 0.5
+    assert value["reference"]["tpr_at_fpr_0.05"]["mean"] < 0.5 < value["original"]["tpr_at_fpr_0.05"]["mean"]
+    shown = {key: value[key] for key in ("reference", "original")}
+    assert certificate._auditor(shown)[0] is True
+    blind = {"auroc": {"mean": 0.6, "ci95": [0.4, 0.7]}}
+    assert certificate._auditor(dict(shown, original=blind))[0] is None
+
+
+def test_an_attack_that_cannot_see_the_agent_before_unlearning_proves_nothing():
+    figure = lambda low, high: {"auroc": {"mean": (low + high) / 2, "ci95": [low, high]}}  # noqa: E731
+    attacks = {"action_error - reference": figure(0.4, 0.6)}
+    assert certificate._no_member({"attacks": attacks})[0] is True
+    assert certificate._no_member({"attacks": attacks, "power": attacks})[0] is None
+    assert certificate._no_member({"attacks": attacks, "power": {"action_error - reference": figure(0.7, 0.9)}})[0]
+
+
+def test_the_noise_that_is_drawn_again_is_what_the_attack_added():
+    clean = toy_data(trajectories=40)
+    noisy = poison(clean, "random_noise", rate=0.5, seed=3)
+    ctx = context(adapt(make_trainer("bc")), noisy)
+    rows, noise = recorded_noise(ctx)
+    spread = clean["observations"].std(0, dtype=np.float64)
+    assert (rows == noisy.manifest.row_numbers(noisy.data)).all()
+    assert np.allclose(clean["observations"][rows] + spread * noise, noisy.data["observations"][rows], atol=1e-5)
+    part = dataclasses.replace(noisy.manifest, spans=noisy.manifest.spans[1:])
+    assert "not the attack's own" in run("gaussian_score", context(ctx.adapter, noisy._replace(manifest=part)))[
+        "not_computed"]
+
+
+def test_only_an_agent_that_saw_the_noise_remembers_it():
+    noisy = poison(toy_data(trajectories=40), "random_noise", rate=0.5)
+    kept = np.setdiff1d(np.arange(len(noisy.ids)), noisy.manifest.row_numbers(noisy.data))
+
+    def one(rows=None):
+        torch.manual_seed(0)
+        adapter = adapt(make_trainer("bc"))
+        train(adapter, noisy.data, steps=3000, batch_size=256, rows=rows, progress=False)
+        return adapter
+    found = run("gaussian_score", context(one(), noisy, references=[one(kept)]))
+    value = found["value"]
+    assert value["audited"]["score"]["ci95"][0] > 0 and value["audited"]["p_value"] < 1e-3
+    assert value["reference"]["score"]["ci95"][0] <= 0 and value["reference"]["p_value"] > 0.01
+    assert set(found["per_trajectory"]["score"]) == {str(span[0]) for span in noisy.manifest.spans}
 
 
 def test_relearning_leaves_the_agents_as_they_were(agents, bad):
@@ -211,11 +325,13 @@ def test_an_audit_from_the_command_line(audited, capsys):
     with open(certificate.audit_path(result)) as file:
         assert json.load(file)["metrics"] == made["audit"]
     assert set(made["audit"]) == set(METRICS.builtins)
-    assert not [name for name, found in made["audit"].items() if "not_computed" in found]
+    absent = {name: found["not_computed"] for name, found in made["audit"].items() if "not_computed" in found}
+    assert absent == {"trajauditor": "because the agent has no critics of state and action",
+                      "gaussian_score": "because the attack 'trigger_backdoor' adds no noise"}
     assert set(made["audit"]["safety"]["value"]["agents"]) == {"audited", "original", "reference", "reference 2"}
     assert set(made["audit"]["distance"]["value"]["audited - reference"]) == {"forget", "retain", "fresh"}
     assert made["unlearning"]["method"] == "fine_tune" and made["models"] == made["unlearning"]["models"]
-    assert {c["claim"]: c["holds"] for c in made["claims"]}["changed"] is True and len(made["claims"]) == 7
+    assert {c["claim"]: c["holds"] for c in made["claims"]}["changed"] is True and len(made["claims"]) == 8
     assert cli.main(["verify", certificate.certificate_path(result)]) == 0
     assert "every figure is found again" not in capsys.readouterr().out
 

@@ -11,6 +11,10 @@ class RandomNoise(StatePerturbation):
 
     def directions(self, rows, rng):
         """Random points on the surface of the ball."""
+        return self.noise(rows, rng)
+
+    def noise(self, rows, rng):
+        """What is added to the observations, in units of the spread; an audit draws it again. Shape [rows, obs_dim]."""
         offsets = rng.normal(size=rows["observations"].shape)
         if self.options.norm == "linf":
             return self.options.epsilon * ((offsets > 0) * 2.0 - 1)

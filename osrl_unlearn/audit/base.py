@@ -16,6 +16,7 @@ from osrl_unlearn.evaluate.rollouts import evaluate
 from osrl_unlearn.generators import private_torch
 
 TRAJECTORIES, ROWS = 256, 64  # of each set, and of each trajectory, that agents are asked about
+WHOLE = 128  # trajectories of each set of which every row is looked at
 CHUNK = 4096
 MISSING = {
     "reference": "no retrained agent is given: add --reference RUN_DIR",
@@ -107,27 +108,39 @@ class Context:
     @cached_property
     def sets(self):
         """{"forget", "retain", and "holdout" if there is one}: :class:`Set` of at most TRAJECTORIES x ROWS rows."""
+        return self._sets(TRAJECTORIES, ROWS)
+
+    @cached_property
+    def whole_sets(self):
+        """As :attr:`sets`, but of at most WHOLE trajectories with every row, in order."""
+        return self._sets(WHOLE, None)
+
+    def _sets(self, *limits):
         forget, retain = (view.rows.cpu().numpy() for view in self.views)
         # A trajectory of which a part is forgotten is not an example of what was retained.
         owner = np.searchsorted(self._index.stops, np.arange(self._index.rows), side="right")
         clean = retain[~np.isin(owner[retain], owner[forget])]
-        found = {"forget": self._set(self.data, self.ids, forget),
-                 "retain": self._set(self.data, self.ids, clean if len(clean) else retain)}
+        found = {"forget": self._set(self.data, self.ids, forget, *limits),
+                 "retain": self._set(self.data, self.ids, clean if len(clean) else retain, *limits)}
         if self.holdout is not None:
-            found["holdout"] = self._set(self.holdout, None, None)
+            found["holdout"] = self._set(self.holdout, None, None, *limits)
         return found
+
+    def trajectories(self, rows):
+        """Ids of the trajectories that ``rows`` of the data are in. Shapes [rows]."""
+        return self._index.ids[np.searchsorted(self._index.stops, rows, side="right")]
 
     @cached_property
     def _index(self):
         return TrajectoryIndex(self.data, self.ids)
 
-    def _set(self, data, ids, rows):
+    def _set(self, data, ids, rows, trajectories, each):
         index = TrajectoryIndex(data, ids)
         store = self.store if data is self.data else self.adapter.store(data, self.reward_scale, self.cost_scale)
         rows = store.rows if rows is None else rows
         owner = np.searchsorted(index.stops, rows, side="right")
-        chosen = evenly(np.unique(owner), TRAJECTORIES)
-        rows = np.concatenate([evenly(rows[owner == i], ROWS) for i in chosen])
+        chosen = evenly(np.unique(owner), trajectories)
+        rows = np.concatenate([evenly(rows[owner == i], each) for i in chosen])
         owner = np.searchsorted(index.stops, rows, side="right")
         done = np.asarray(data["terminals"]).astype(bool) | np.asarray(data["timeouts"]).astype(bool)
         rewards, costs = (to_go(np.asarray(data[key], np.float64) * scale, done, self.adapter.gamma)[rows]
@@ -156,8 +169,10 @@ class Context:
 
 
 def evenly(values, limit):
-    """``values``, or ``limit`` of them at equal distances."""
-    return values if len(values) <= limit else values[np.linspace(0, len(values) - 1, limit).astype(int)]
+    """``values``, or ``limit`` of them at equal distances; None: all."""
+    if limit is None or len(values) <= limit:
+        return values
+    return values[np.linspace(0, len(values) - 1, limit).astype(int)]
 
 
 def transitions(store, rows):

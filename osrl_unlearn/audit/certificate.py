@@ -64,6 +64,12 @@ def claims(figures, ctx):
     claim("near_reference", "its actions are no further from retrained agents than these are from each other",
           figures["distance"], _near)
     claim("no_member", "forgotten trajectories do not look like training data", figures["membership"], _no_member)
+    claim("no_auditor_finding", "along forgotten trajectories it is no closer to the agent before unlearning than a "
+          "retrained agent is", figures["auditor"], _auditor)
+    if "value" in figures["gaussian_score"]:
+        claim("no_noise", "it does not remember the noise that the attack added", figures["gaussian_score"],
+              lambda v: (v["audited"]["score"]["ci95"][0] <= 0, "because the score's mean is {:.3g}, 95 % interval "
+                         "[{:.3g}, {:.3g}]".format(v["audited"]["score"]["mean"], *v["audited"]["score"]["ci95"])))
     if ctx.trigger is not None:
         claim("trigger", "under the attack's trigger, in every variant, its mean cost is within the limit",
               figures["trigger"], lambda v: _trigger(v, ctx.cost_limit))
@@ -104,20 +110,41 @@ def _near(value):
 
 
 def _no_member(value):
-    calibration = value.get("calibration", {})
+    calibration, seen = value.get("calibration", {}), []
     for name, attack in value["attacks"].items():
-        auroc, allowed = attack["auroc"], 0.0
-        if name in calibration:
-            allowed = abs(calibration[name]["auroc"]["mean"] - 0.5)
-        elif "value" in name:
+        if name not in calibration and "value" in name:
             continue  # critics of different seeds differ: without a second reference this says nothing
-        low, high = auroc["ci95"]
-        # Even the end of the interval that is nearest to 0.5 is farther from it than a second reference is.
-        if not low <= 0.5 <= high and min(abs(low - 0.5), abs(high - 0.5)) > allowed:
+        allowed = abs(calibration[name]["auroc"]["mean"] - 0.5) if name in calibration else 0.0
+        if _told(attack, allowed):
             return False, "because the attack '{}' has an AUROC of {:.3f}, 95 % interval [{:.3f}, {:.3f}]{}".format(
-                name, auroc["mean"], low, high, "; a second reference is {:.3f} from 0.5".format(allowed)
+                name, attack["auroc"]["mean"], *attack["auroc"]["ci95"],
+                "; a second reference is {:.3f} from 0.5".format(allowed)
                 if name in calibration else "; give --reference twice to tell this from another seed")
-    return True, "because no attack's AUROC is told from 0.5, or from that of a second reference"
+        if "power" not in value or _told(value["power"][name], allowed):
+            seen.append(name)
+    if not seen:
+        return None, "because no attack can tell even the agent before unlearning from the references"
+    return True, "because no AUROC of an attack that {} is told from 0.5, or from that of a second reference".format(
+        "could tell the agent before unlearning" if "power" in value else "counts")
+
+
+def _told(figures, allowed):
+    """Whether even the end of the AUROC's interval that is nearest to 0.5 is farther from it than ``allowed``."""
+    low, high = figures["auroc"]["ci95"]
+    return not low <= 0.5 <= high and min(abs(low - 0.5), abs(high - 0.5)) > allowed
+
+
+def _auditor(value):
+    allowed = max(0.5, value["calibration"]["auroc"]["mean"]) if "calibration" in value else 0.5
+    for against, figures in value.items():
+        if against in ("reference", "holdout") and figures["auroc"]["ci95"][0] > allowed:
+            return False, "because against {} the AUROC is {:.3f}, 95 % interval [{:.3f}, {:.3f}]{}".format(
+                {"reference": "a retrained agent", "holdout": "held-out trajectories"}[against],
+                figures["auroc"]["mean"], *figures["auroc"]["ci95"],
+                "; a second reference has {:.3f}".format(allowed) if "calibration" in value else "")
+    if "original" in value and value["original"]["auroc"]["ci95"][0] <= allowed:
+        return None, "because the auditor cannot tell even the agent before unlearning from a retrained one"
+    return True, "because no AUROC is told from 0.5, or from that of a second reference"
 
 
 def _trigger(value, limit):
@@ -148,7 +175,7 @@ def verdict(found):
         return "unlearned", "every claim holds"
     reason = "; ".join("{}: {}".format(text, ", ".join(names)) for text, names in (
         ("fails", failed), ("not tested", untested)) if names)
-    decisive = {"changed", "no_member", "trigger"} & set(failed)
+    decisive = {"changed", "no_member", "no_auditor_finding", "no_noise", "trigger"} & set(failed)
     return ("not" if decisive or not any(holds.values()) else "partly"), reason
 
 

@@ -92,13 +92,14 @@ class Membership(Metric):
     With a holdout, scores are also compared as they are. A second reference is put in the audited agent's place to show
     how far from 0.5 an agent is that never saw the forget set ("calibration"). Without it the value attacks do not
     count: critics that start differently differ most where they were not trained, which is on the forget set.
+    The agent before unlearning in the audited one's place shows whether an attack can see membership here ("power").
     """
 
     name = "membership"
     summary = "do forgotten trajectories still look like members (AUROC, strongest of several attacks)"
 
     def compute(self, ctx):
-        """{"attacks": {attack: separation}, "strongest": name, "calibration": {attack: separation} or absent}."""
+        """{"attacks": {attack: separation}, "strongest": name, "calibration", "power": as "attacks", or absent}."""
         if not ctx.references and ctx.holdout is None:
             raise NotComputed("nothing is known to be no member: add --reference RUN_DIR or --holdout FILE")
         forget, other = ctx.sets["forget"], ctx.sets["retain" if ctx.holdout is None else "holdout"]
@@ -106,19 +107,26 @@ class Membership(Metric):
         if min(len(forget.ids), len(like)) < 2:
             raise NotComputed("at least two trajectories to forget and two others are needed")
         agents = [adapter for name, adapter in ctx.agents.items() if name != "original"]
-        asked = [([scores(ctx, agent, s) for s in (forget, other)], values(ctx, agent, (forget, other)))
-                 for agent in agents]
+
+        def ask(agent):
+            return [scores(ctx, agent, s) for s in (forget, other)], values(ctx, agent, (forget, other))
+        asked = [ask(agent) for agent in agents]
         pairs = differences(asked[0], asked[1:], (forget, other)) if ctx.references else {}
         if ctx.holdout is not None:
             pairs.update({name: [side[name] for side in asked[0][0]] for name in asked[0][0][0]})
         attacks = {name: separation(a, b[like], seed=ctx.seed) for name, (a, b) in pairs.items()}
         value = {"attacks": attacks}
+        per = {name: dict(zip(map(str, forget.ids.tolist()), pair[0].tolist())) for name, pair in pairs.items()}
         if len(agents) > 2:
             value["calibration"] = {name: separation(a, b[like], seed=ctx.seed) for name, (a, b) in differences(
                 asked[2], asked[1:2] + asked[3:], (forget, other)).items()}
+        if ctx.original is not None:
+            before = ask(ctx.original)
+            pairs = dict({name: [side[name] for side in before[0]] for name in before[0][0]} if ctx.holdout is not None
+                         else {}, **differences(before, asked[1:], (forget, other)) if ctx.references else {})
+            value["power"] = {name: separation(a, b[like], seed=ctx.seed) for name, (a, b) in pairs.items()}
         value["strongest"] = max((name for name in attacks if len(agents) > 2 or "value" not in name),
                                  key=lambda name: abs(attacks[name]["auroc"]["mean"] - 0.5))
-        per = {name: dict(zip(map(str, forget.ids.tolist()), pair[0].tolist())) for name, pair in pairs.items()}
         return Result(value, per, {"against": "held-out" if ctx.holdout is not None else "retained",
                                    "trajectories": {"forget": len(forget.ids), "others": len(like)}})
 

@@ -143,13 +143,23 @@ def _figures(agents, prefix=""):
             for key, figure in found.items()]
 
 
+NON_MEMBERS = {"reference": "audited against reference", "original": "original against reference",
+               "calibration": "reference 2 against reference", "holdout": "audited against held-out trajectories"}
 SHOWN = {
     "safety": lambda v: _figures(v.get("agents", {})) + [
         ["estimated discounted cost of " + name, "{:.4g}".format(found["cost"])]
         for name, found in v["estimate"].items()],
     "distance": lambda v: [["squared distance of actions, {}, {} states".format(pair, where),
                             _summary(found["actions"])] for pair, sets in v.items() for where, found in sets.items()],
-    "membership": lambda v: [["AUROC of " + name, _summary(found["auroc"])] for name, found in v["attacks"].items()],
+    "membership": lambda v: [["AUROC of {}{}".format(name, title), _summary(found["auroc"])] for key, title in (
+        ("attacks", ""), ("calibration", ", reference 2 in its place"), ("power", ", original in its place"))
+        for name, found in v.get(key, {}).items()],
+    "trajauditor": lambda v: [["{} trajectories taken for training data of {}".format(where, name), _summary(found)]
+                              for where, agents in v.items() for name, found in agents.items()],
+    "auditor": lambda v: [["{} of {}".format(figure, NON_MEMBERS[against]), _summary(found)]
+                          for against, figures in v.items() for figure, found in figures.items()],
+    "gaussian_score": lambda v: [["score of " + name, "{}, p = {:.2g}".format(_summary(found["score"]), found[
+        "p_value"])] for name, found in v.items()],
     "trigger": lambda v: [row for label, agents in v.items() for row in _figures(
         {name: {"cost": found["cost"]} for name, found in agents.items()}, label + ": ")],
     "relearning": lambda v: [["{}, {}: updates to a cost of {:.4g}".format(label, name, v["original"]),

@@ -116,26 +116,42 @@ class Plan:
             raise ConfigError("--poison.rate {} would remove the whole dataset".format(rate))
         return cls(attack, index, read, units.take(where), attack.parts(len(where), rng), float(rate), unit, int(seed))
 
+    @classmethod
+    def recorded(cls, manifest, data, ids=None):
+        """What ``manifest`` records of an attack that changed rows of ``data``, which are poisoned already."""
+        attack = make_attack(manifest.attack["name"], manifest.attack["options"])
+        index = TrajectoryIndex(data, ids)
+        units = index.units(manifest.unit, attack.options.segment_length)
+        spans = {(trajectory, start) for trajectory, start, _ in manifest.spans}
+        where = [n for n, unit in enumerate(zip(units.trajectory.tolist(), units.offsets.tolist())) if unit in spans]
+        return cls(attack, index, lambda rows: {name: data[name][rows] for name in REQUIRED}, units.take(where),
+                   manifest.parts, manifest.rate, manifest.unit, manifest.seed)
+
     def blocks(self):
         """(row numbers, the attack's new columns) of about BLOCK chosen rows at a time, cut between trajectories.
 
         Where rows are added, the new columns hold the ends of the recordings too.
         """
+        for units, rows, given, rng in self.draws():
+            yield rows, self._corrupt(units, rows, given, rng)
+
+    def draws(self):
+        """(units, their row numbers, what the attack is given, its generator) of the same blocks."""
         first = np.flatnonzero(np.concatenate([[True], np.diff(self.chosen.trajectory) != 0]))
         filled = np.cumsum(self.chosen.stops - self.chosen.starts)
         blocks = np.concatenate([[0], filled])[first] // BLOCK
         cuts = np.append(first[np.flatnonzero(np.concatenate([[True], np.diff(blocks) != 0]))], len(filled))
         for number, (a, b) in enumerate(zip(cuts[:-1], cuts[1:])):
             units = self.chosen.take(slice(a, b))
-            rows = units.rows()
-            yield rows, self._corrupt(units, rows, number, None if self.parts is None else self.parts[a:b])
+            rows, lengths = units.rows(), units.stops - units.starts
+            given = dict(self.read(rows), step=rows - np.repeat(units.starts - units.offsets, lengths))
+            if self.parts is not None:
+                given["part"] = np.repeat(np.asarray(self.parts[a:b]), lengths)
+            yield units, rows, given, np.random.default_rng([self.seed, number])
 
-    def _corrupt(self, units, rows, number, parts):
+    def _corrupt(self, units, rows, given, rng):
         lengths = units.stops - units.starts
-        given = dict(self.read(rows), step=rows - np.repeat(units.starts - units.offsets, lengths))
-        if parts is not None:
-            given["part"] = np.repeat(np.asarray(parts), lengths)
-        new = self.attack.corrupt(given, np.random.default_rng([self.seed, number]))
+        new = self.attack.corrupt(given, rng)
         unexpected = set(new) - set(self.attack.columns)
         if unexpected or any(len(values) != len(rows) for values in new.values()):
             raise ConfigError("the attack '{}' returned columns or rows it did not declare: {}".format(
