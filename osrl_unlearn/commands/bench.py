@@ -10,6 +10,7 @@ BENCHES = {  # name: (module with run(suite, args), help)
     "unlearning": ("osrl_unlearn.bench.comparison", "which method makes agents forget, against retraining"),
     "partial": ("osrl_unlearn.bench.partial", "what becomes of an agent if the list of what to forget is not right"),
     "detection": ("osrl_unlearn.bench.detection", "which attack is found in the data when nobody names it"),
+    "audit": ("osrl_unlearn.bench.audit", "what an audit says of agents of which the truth is known"),
     "requests": ("osrl_unlearn.bench.requests", "which requests to forget are warned of, and what they do"),
 }
 SHIPPED = {"small": ".yaml", "full": "_full.yaml"}
