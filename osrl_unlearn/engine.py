@@ -93,7 +93,7 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
         gate = SafetyGate(store, retain_view, reference, adapter.gamma, threshold, seed,
                           np.setdiff1d(np.arange(len(store)), gone))
     return Prepared(method, Context(adapter, forget_view, retain_view, steps, batch_size, seed, gate, on_check,
-                                    progress, reference), time.perf_counter() - started, notes)
+                                    progress, reference, forget.withdrawn), time.perf_counter() - started, notes)
 
 
 def check_seen(adapter, seen, forget, total):

@@ -8,8 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from agents import make_trainer
-from cells import AGENT
+from cells import AGENT, SUITE
 
 from osrl_unlearn import adapt, cli, environments, poison, resources, rundir
 from osrl_unlearn.audit import certificate
@@ -19,6 +20,7 @@ from osrl_unlearn.audit.gaussian_score import recorded_noise
 from osrl_unlearn.audit.membership import auroc, separation, true_positives
 from osrl_unlearn.audit.trajauditor import remoteness, value_sums
 from osrl_unlearn.audit.trigger import variants
+from osrl_unlearn.bench import audit as known
 from osrl_unlearn.commands.audit import compute
 from osrl_unlearn.data.trigger import Trigger
 from osrl_unlearn.data.views import Batch
@@ -184,7 +186,8 @@ def test_lowering_the_values_of_the_forget_set_is_not_unlearning(agents, bad):
         assert poisoned.reward_value(batch).mean().item() < value - 1
         ctx = context(poisoned, bad, original, retrained[:2])
         figures = {"safety": run("safety", ctx), "distance": run("distance", ctx),
-                   "membership": run("membership", ctx), **{left: {"not_computed": "because it is left out"} for left in (
+                   "membership": run("membership", ctx), **{
+                       left: {"not_computed": "because it is left out"} for left in (
                        "auditor", "gaussian_score", "relearning")}}
         # By what the policy does alone.
         own = figures["membership"]["value"]["attacks"]["action_error - reference"]["auroc"]
@@ -382,3 +385,32 @@ def test_figures_are_computed_again(audited, capsys, tmp_path):
     finally:
         with open(path, "w") as file:
             file.write(honest)
+
+
+# Agents of which the truth is known -----------------------------------------------------------------------------------
+
+def test_the_fake_lowers_values_and_nothing_else(noisy_labels):
+    bad, poisoned, _, _ = noisy_labels
+    ctx = context(poisoned, bad)
+    batch, before = ctx.views[0].everything(), poisoned.state()
+    value = poisoned.reward_value(batch).mean().item()
+    try:
+        known.lower_values(ctx)
+        assert poisoned.reward_value(batch).mean().item() < value - 1e-3
+        moved = {name for name, tensor in poisoned.model.state_dict().items() if not torch.equal(
+            tensor, before["weights"][name])}
+        assert moved and all(name.startswith(poisoned.parts["reward_critic"].module + ".") for name in moved)
+    finally:
+        poisoned.restore(before)
+
+
+def test_the_bench_of_audits(tmp_path, monkeypatch, capsys):
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(dict(SUITE, attacks={"reward_bait": {"rates": [0.2]}},
+                                                             episodes=1)))
+    monkeypatch.setattr(known, "TRUTHS", {"values lowered": False})
+    assert cli.main(["bench", "audit", "--suite", str(tmp_path / "suite.yaml"), "--data",
+                     resources.folder("datasets"), "--out", str(tmp_path)]) == 0
+    assert "| values lowered | 0 | 0 | 1 |" in capsys.readouterr().out
+    report = json.loads((tmp_path / "audit.json").read_text())
+    assert report["rows"][0]["verdicts"] == {"unlearned": 0, "partly": 0, "not": 1}
+    assert len(os.listdir(str(tmp_path / "unlearned"))) >= 3 and (tmp_path / "audit.png").stat().st_size > 5000

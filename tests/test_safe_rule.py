@@ -1,4 +1,6 @@
 """Each term of Safe-RULE moves the agent the right way; the multiplier and the gate react when they should."""
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from osrl_unlearn.adapters import adapt
 from osrl_unlearn.data.trajectories import TrajectoryIndex, to_go
 from osrl_unlearn.data.views import TransitionStore, forget_and_retain
 from osrl_unlearn.methods.base import Context
+from osrl_unlearn.methods.fine_tune import FineTune
 from osrl_unlearn.methods.gate import SafetyGate
 from osrl_unlearn.methods.safe_rule import SafeRule, SafeRuleOptions, _within_limit
 from osrl_unlearn.testing import toy_data
@@ -256,3 +259,16 @@ def test_a_rejected_state_is_rolled_back_and_the_multiplier_raised(gate):
     assert all(torch.equal(t, before[n]) for n, t in agent.model.state_dict().items())
     # lambda falls again by at most rate x |violation| in the step after each rollback
     assert any(entry["multiplier"] > 0.5 for entry in outcome.trace)
+
+
+# Not bcql: its policy is stochastic, so that preparing draws from the generator that its updates go on with.
+@pytest.mark.parametrize("name", sorted(set(AGENTS) - {"bcql"}))
+def test_what_is_only_withdrawn_is_not_treated_as_unsafe(name):
+    def run(method, options, withdrawn):
+        agent, ctx = setting(name, steps=12)
+        method(options).run(dataclasses.replace(ctx, withdrawn=withdrawn))
+        return agent.model.state_dict()
+    ordinary = run(FineTune, FineTune.Options(learning_rate=1e-3), False)
+    same = lambda weights: all(torch.equal(tensor, ordinary[key]) for key, tensor in weights.items())  # noqa: E731
+    assert same(run(SafeRule, SafeRuleOptions(learning_rate=1e-3), True))
+    assert not same(run(SafeRule, SafeRuleOptions(learning_rate=1e-3), False))

@@ -148,7 +148,8 @@ def listed(poisoned, forget, seed):
         poisoned: the :class:`~osrl_unlearn.data.poison.Poisoned` data.
         forget: None for all that is poisoned; {"part": name} for a part of it; {"known", "wrong"} for a list that holds
             the share ``known`` of the poisoned trajectories, and of which the share ``wrong`` is clean trajectories;
-            {"control": name} for as many clean trajectories as the part has, or with None as are poisoned.
+            {"control": name} for as many clean trajectories as the part has, or with None as are poisoned; they are
+            withdrawn, not accused.
         seed: of the lists. Lists of one seed are nested: a longer one holds what a shorter one does.
 
     Raises:
@@ -175,4 +176,5 @@ def listed(poisoned, forget, seed):
     chosen = set(bad[:known])
     spans = [span for span in manifest.spans if span[0] in chosen]
     spans = sorted(spans + [[int(i), 0, int(lengths[i])] for i in good[:wrong]])
-    return dataclasses.replace(manifest, spans=spans, rows=sum(b - a for _, a, b in spans), parts=None)
+    return dataclasses.replace(manifest, spans=spans, rows=sum(b - a for _, a, b in spans), parts=None,
+                               withdrawn="control" in forget)

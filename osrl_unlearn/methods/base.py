@@ -43,6 +43,7 @@ class Context:
     """What a method works with. ``adapter`` is changed in place; ``reference`` is the agent before unlearning.
 
     ``steps`` is the budget in native updates of the agent; a method that needs less may lower it before it starts.
+    ``withdrawn``: nothing is wrong with the forget set, it is only to be gone.
     """
     adapter: Any
     forget: Any
@@ -54,6 +55,7 @@ class Context:
     on_check: Callable[[int, Dict[str, float]], None] = lambda step, metrics: None
     progress: bool = True
     reference: Any = None
+    withdrawn: bool = False
 
     def __post_init__(self):
         if self.steps < 1:

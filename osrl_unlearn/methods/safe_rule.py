@@ -28,6 +28,8 @@ trajectories within the cost limit. Making forgotten actions unlikely says where
 that no retained trajectory visits, as under a trigger, it then goes anywhere, which can be worse than the poison. In
 the distance of two states every dimension counts with at most one standard deviation, so that a trigger, which puts
 some dimensions far off, does not decide what is similar.
+
+Of rows that are only withdrawn nothing is unsafe: then there are no terms but OSRL's own on the retain set, and C4.
 """
 import dataclasses
 
@@ -108,6 +110,8 @@ class SafeRule(Method):
     def step(self, ctx, i):
         """A native update on the retain set with the losses of the stage that step ``i`` is in."""
         o, adapter = self.options, ctx.adapter
+        if ctx.withdrawn:
+            return adapter.update(ctx.retain.batch(ctx.batch_size))
         retain, forget = ctx.retain.batch(ctx.batch_size), self._train.batch(ctx.batch_size)
         forgetting = i < self.stage_end
         if "values" not in adapter.capabilities:
@@ -229,7 +233,7 @@ class SafeRule(Method):
     @torch.no_grad()
     def finished(self, ctx, i):
         """End stage F early when the margins are met on held-out rows or the policy has drifted too far."""
-        if i < self.stage_end:
+        if i < self.stage_end and not ctx.withdrawn:
             met = "values" in ctx.adapter.capabilities and (
                 self.options.sigma < 0 or self._preference_gap(ctx, self._held).mean() <= 0) and (
                 not self.options.sigma or self._cost_gap(ctx, self._held).mean() <= 0)
