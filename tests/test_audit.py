@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from agents import make_trainer
 from cells import AGENT, SUITE
 
 from osrl_unlearn import adapt, cli, environments, poison, resources, rundir
-from osrl_unlearn.audit import certificate
+from osrl_unlearn.audit import certificate, signature
 from osrl_unlearn.audit.auditor import matched
 from osrl_unlearn.audit.base import Context, Set
 from osrl_unlearn.audit.gaussian_score import recorded_noise
@@ -25,7 +26,7 @@ from osrl_unlearn.commands.audit import compute
 from osrl_unlearn.data.trigger import Trigger
 from osrl_unlearn.data.views import Batch
 from osrl_unlearn.engine import train
-from osrl_unlearn.errors import RunError
+from osrl_unlearn.errors import ConfigError, ManifestMismatch, RunError
 from osrl_unlearn.evaluate.statistics import share, worst_share
 from osrl_unlearn.registry import ADAPTERS, METRICS
 from osrl_unlearn.testing import toy_data
@@ -385,6 +386,37 @@ def test_figures_are_computed_again(audited, capsys, tmp_path):
     finally:
         with open(path, "w") as file:
             file.write(honest)
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH is not installed")
+def test_a_signed_certificate(audited, capsys, tmp_path):
+    _, result = audited
+    path = certificate.certificate_path(result)
+    for name in ("me", "you"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(tmp_path / name)],
+                       check=True)
+        (tmp_path / (name + ".signers")).write_text("{}@example.org {}".format(
+            name, (tmp_path / (name + ".pub")).read_text()))
+    verified = lambda name: cli.main(["verify", path, "--signers", str(tmp_path / (name + ".signers"))])  # noqa: E731
+    assert verified("me") == 2 and "there is no file" in capsys.readouterr().err
+    signature.sign(path, str(tmp_path / "me"))
+    assert verified("me") == 0 and "signed by me@example.org and" in capsys.readouterr().out
+    assert verified("you") == 2 and "was not made by anybody who is named in" in capsys.readouterr().err
+    with open(path) as file:
+        made = json.load(file)
+    made["reason"] += "!"
+    forged = {k: v for k, v in made.items() if k != "digest"}
+    forged["digest"] = certificate.digest(forged)
+    (tmp_path / "run" / "osrl_unlearn").mkdir(parents=True)
+    fake = str(tmp_path / "run" / "osrl_unlearn" / "certificate.json")
+    shutil.copy(signature.signature_path(path), signature.signature_path(fake))
+    with open(fake, "w") as file:
+        file.write(certificate.text_of(forged))
+    assert certificate.read(fake)  # the digest alone does not find it
+    with pytest.raises(ManifestMismatch, match="does not belong to"):
+        signature.signer(fake, str(tmp_path / "me.signers"))
+    with pytest.raises(ConfigError, match="expected a private key"):
+        signature.sign(fake, str(tmp_path / "me.signers"))
 
 
 # Agents of which the truth is known -----------------------------------------------------------------------------------

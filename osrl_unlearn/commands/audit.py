@@ -6,6 +6,7 @@ import sys
 from osrl_unlearn import environments, rundir
 from osrl_unlearn.audit import certificate
 from osrl_unlearn.audit.base import Context
+from osrl_unlearn.audit.signature import sign
 from osrl_unlearn.commands.unlearn import load_data, own_manifest
 from osrl_unlearn.errors import ConfigError, RunError
 from osrl_unlearn.evaluate.report import markdown_table
@@ -25,6 +26,7 @@ def add_arguments(parser):
     parser.add_argument("--episodes", type=int, default=20, help="paired episodes per agent; 0: no environment")
     parser.add_argument("--seed", type=int, default=0, help="seed of the episodes and of what the metrics draw")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--sign", metavar="KEY", help="sign the certificate with this SSH key, by ssh-keygen")
 
 
 def main(args):
@@ -34,6 +36,8 @@ def main(args):
     ctx, files, settings = load(args.run_dir, settings)
     figures = compute(ctx)
     made = certificate.write(args.run_dir, ctx, figures, files, settings)
+    if args.sign:
+        sign(certificate.certificate_path(args.run_dir), args.sign)
     print(table(made))
     print("\nVerdict: {} ({}). Certificate: {}".format(made["verdict"], made["reason"],
                                                       certificate.certificate_path(args.run_dir)))

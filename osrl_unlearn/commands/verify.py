@@ -3,6 +3,7 @@ import os
 
 from osrl_unlearn import environments
 from osrl_unlearn.audit.certificate import is_certificate, verify
+from osrl_unlearn.audit.signature import signer
 from osrl_unlearn.commands.audit import repeat
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
@@ -15,6 +16,8 @@ def add_arguments(parser):
     parser.add_argument("manifest", metavar="MANIFEST", help="the JSON file that --poison writes, or a certificate of "
                                                                   "'osrl-unlearn audit'")
     parser.add_argument("--dataset", help="DSRL file (default: the one the manifest records)")
+    parser.add_argument("--signers", metavar="FILE",
+                        help="of a certificate: one of OpenSSH's allowed signers in FILE must have signed it")
     parser.add_argument("--recompute", action="store_true", help="of a certificate: compute every figure again")
 
 
@@ -22,8 +25,9 @@ def main(args):
     """Raises ManifestMismatch (exit status 2) if it does not."""
     if is_certificate(args.manifest):
         return _certificate(args)
-    if args.recompute:
-        raise ConfigError("--recompute: {} is no certificate".format(args.manifest))
+    for option in ("recompute", "signers"):
+        if getattr(args, option):
+            raise ConfigError("--{}: {} is no certificate".format(option, args.manifest))
     manifest = ForgetManifest.load(args.manifest)
     if not manifest.task:
         raise ConfigError("{} records no task, so its dataset cannot be checked here".format(args.manifest))
@@ -42,10 +46,11 @@ def main(args):
 
 def _certificate(args):
     certificate, run_dir = verify(args.manifest, args.dataset)
+    signed = ", signed by {}".format(signer(args.manifest, args.signers)) if args.signers else ""
     if args.recompute:
         repeat(certificate, run_dir, args.dataset)
-    print("ok: the certificate and {} files have the recorded hashes{}; it says: {} ({})".format(
-        len(certificate["files"]), ", and every figure is found again" if args.recompute else "",
+    print("ok: the certificate{} and {} files have the recorded hashes{}; it says: {} ({})".format(
+        signed, len(certificate["files"]), ", and every figure is found again" if args.recompute else "",
         certificate["verdict"], certificate["reason"]))
     return 0
 

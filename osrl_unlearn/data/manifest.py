@@ -45,8 +45,8 @@ class ForgetManifest:
     ids count trajectories in file order. ``attack`` is None for a plain deletion request. ``columns`` holds the sha256
     of every column {"before": of the clean data or None, "after": of the data that the agent is trained on}. ``parts``
     labels the spans of an attack that has several parts; ``removed`` holds the spans (of the clean data) of an attack
-    that only removes; ``detection`` says how spans were found that nobody named. ``withdrawn`` says that nothing is held
-    against the rows: they are to go because somebody wants them back.
+    that only removes; ``detection`` says how spans were found that nobody named. ``withdrawn`` says that nothing is
+    held against the rows: they are to go because somebody wants them back.
     """
     unit: str
     spans: List[List[int]]
