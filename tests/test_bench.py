@@ -122,7 +122,7 @@ def test_verdicts(clean, poisoned, expected):
 def test_a_trigger_is_judged_where_it_shows(tmp_path):
     path = tmp_path / "suite.yaml"
     path.write_text(yaml.safe_dump(dict(SUITE, seeds=[0, 1])))
-    suite = suites.read(str(path))
+    suite = suites.read(str(path), cls=attacks.AttacksSuite)
     task = "OfflineBallCircle-v0"
     cells = attacks.plan(suite, {task: "file"}, {task: "hash"})
     assert len({runner.key(cell) for cell in cells.values()}) == len(cells) == 10
@@ -145,10 +145,25 @@ def test_a_trigger_is_judged_where_it_shows(tmp_path):
     assert row["attack"] == "hidden" and row["verdict"] == attacks.FEW
 
 
+def test_an_attack_may_have_more_seeds(tmp_path):
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump(dict(SUITE, more_seeds={"hidden": [4]})))
+    suite = suites.read(str(path), cls=attacks.AttacksSuite)
+    cells = attacks.plan(suite, {"OfflineBallCircle-v0": "file"}, {"OfflineBallCircle-v0": "hash"})
+    assert [where[1] for where in cells if where[-1] == 4] == [None, "hidden"]
+    results = {where: {"evaluations": [{"cost": [where[-1]], "reward": [1]}]} for where in cells}
+    report = attacks.aggregate(suite, results)
+    assert report["clean"]["tiny"]["cost"]["values"] == [0, 4]
+    assert [row["plain"]["poisoned"]["cost"]["n"] for row in report["rows"]] == [2, 1]
+    path.write_text(yaml.safe_dump(dict(SUITE, more_seeds={"nothing": [4]})))
+    with pytest.raises(ConfigError, match="names 'nothing', which is none of the attacks"):
+        suites.read(str(path), cls=attacks.AttacksSuite)
+
+
 # Suites ---------------------------------------------------------------------------------------------------------------
 
 def test_the_shipped_suite():
-    suite = suites.read(SHIPPED)
+    suite = suites.read(SHIPPED, cls=attacks.AttacksSuite)
     suites.check_agents(suite)
     assert all(attack.options["segment_length"] == 10 for attack in suite.attacks.values())
 

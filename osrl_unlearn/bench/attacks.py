@@ -4,6 +4,8 @@
     OUT/attacks.jsonl                  a line per cell, with the sums of every episode
     OUT/attacks.md, attacks.png        the rows, to be read
 """
+import dataclasses
+
 from matplotlib.lines import Line2D
 
 from osrl_unlearn.bench import agents, intervals, output
@@ -16,10 +18,32 @@ WITHIN, LESS, NOTHING = "costs more, within the limit", "earns less", "no effect
 FEW = "not decided: one seed"
 
 
+@dataclasses.dataclass
+class AttacksSuite(suites.Suite):
+    """A suite with {label of an attack: further seeds}, where ``seeds`` do not decide."""
+    more_seeds: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for label in self.more_seeds:
+            if label not in self.attacks:
+                raise ValueError("more_seeds names '{}', which is none of the attacks".format(label))
+
+    @property
+    def every_seed(self):
+        """All seeds of any attack."""
+        return sorted(set(self.seeds).union(*self.more_seeds.values()))
+
+    def tried(self, name, seed):
+        """As :meth:`attacked`, what there is for ``seed``."""
+        return [found for found in self.attacked(name)
+                if seed in self.seeds or seed in self.more_seeds.get(found[0], ())]
+
+
 def run(path, args):
     """Compute what the suite at ``path`` asks for and make the tables; 1 if cells failed, else 0."""
-    return output.run("attacks", suites.read(path, args.only, args.seeds), args, plan=plan, aggregate=aggregate,
-                      text=text, draw=draw, function="osrl_unlearn.bench.agents:evaluate_agent")
+    return output.run("attacks", suites.read(path, args.only, args.seeds, AttacksSuite), args, plan=plan, text=text,
+                      aggregate=aggregate, draw=draw, function="osrl_unlearn.bench.agents:evaluate_agent")
 
 
 # Cells ----------------------------------------------------------------------------------------------------------------
@@ -31,8 +55,12 @@ def plan(suite, files, hashes):
     trigger, once more under the trigger.
     """
     plain, triggered = {}, {}
-    for seed in suite.seeds:
+    for seed in suite.every_seed:
         for name, setting in suite.settings.items():
+            attacked = suite.tried(name, seed)
+            if not attacked and seed not in suite.seeds:
+                continue
+
             def cell(attack=None, rate=None, trigger=None):
                 shown = suite.attacks.get(trigger)
                 return dict(
@@ -44,7 +72,6 @@ def plan(suite, files, hashes):
                         "" if shown is None else ", trigger of " + trigger, seed))
 
             plain[name, None, None, None, seed] = cell()
-            attacked = list(suite.attacked(name))
             for label, attack, _ in attacked:
                 if attack.triggered:
                     triggered[name, None, None, label, seed] = cell(trigger=label)
@@ -60,7 +87,7 @@ def plan(suite, files, hashes):
 def aggregate(suite, results):
     """The report's "clean" (per setting) and "rows" (per setting, attack and rate) from {key of plan(): result}."""
     def measured(*where):
-        found = intervals.by_seed(results, suite.seeds, *where)
+        found = intervals.by_seed(results, suite.every_seed, *where)
         return intervals.means(intervals.per_seed(
             {seed: result["evaluations"] for seed, result in found.items()})) if found else None
 
@@ -114,11 +141,12 @@ def verdict(compared, clean, limit, min_return):
 def text(report):
     """The tables as Markdown."""
     suite, parts = report["suite"], ["# Which attack harms"]
-    parts.append("Costs and returns per episode: mean over training seeds ({}) [95 % interval]. \"+ cost\" and "
+    parts.append("Costs and returns per episode: mean over training seeds ({}{}) [95 % interval]. \"+ cost\" and "
                  "\"+ return\": poisoned minus clean [Welch's interval]. An attack with a trigger is judged by the "
                  "line \"with its trigger\"; the differences there are to the clean agent that is shown the trigger "
                  "too, and it harms only if it costs more than the clean agent without the trigger as well.".format(
-                     ", ".join(map(str, suite["seeds"]))))
+                     ", ".join(map(str, suite["seeds"])), "".join("; of {} also {}".format(
+                         label, ", ".join(map(str, seeds))) for label, seeds in suite["more_seeds"].items())))
     for name, setting in suite["settings"].items():
         clean, rows = report["clean"][name], [row for row in report["rows"] if row["setting"] == name]
         if clean is None:
