@@ -12,6 +12,7 @@ import pytest
 from cmdp import FEATURES, LIMIT, RATES, Scenario, Solution, action_values, discounted, ring_road, solve
 
 from osrl_unlearn.data.views import DatasetView, TransitionStore
+from osrl_unlearn.methods import safe_rule
 from osrl_unlearn.methods.base import Context
 from osrl_unlearn.methods.safe_rule import SafeRule, SafeRuleOptions
 
@@ -300,6 +301,36 @@ def test_f3_the_imitation_of_safe_actions_makes_poisoned_ones_rarer_as_retrainin
     assert left[1] < 0.95 * left[0]
     assert case.true_cost(agent) < case.true_cost(before)
     assert np.allclose(agent.table("critic"), before.table("critic"))
+
+
+@both_agents
+@pytest.mark.parametrize("attack", ["cost_hide", "reward_bait"])
+def test_f3_it_matters_whose_actions_are_imitated(attack, kind, monkeypatch):
+    """The control: with the forgotten actions in the place of safe ones the policy ends further off than it began."""
+    case = scenario(attack, kind)
+
+    def left(agent):
+        return distance(agent.table("actor"), case.retrained.policy, case.forgotten.sum(1, keepdims=True))
+    safe = left(run(case, 40, imitation_weight=1.0)[0])
+    find = SafeRule._find_safe_actions
+
+    def find_forgotten_actions(self, ctx):
+        find(self, ctx)
+        self._safe_actions = self._unsafe.actions[:, None]
+
+    monkeypatch.setattr(SafeRule, "_find_safe_actions", find_forgotten_actions)
+    assert safe < 0.85 * left(case.agent())
+    assert left(run(case, 40, imitation_weight=1.0)[0]) > left(case.agent())
+
+
+@both_agents
+def test_f3_only_trajectories_within_the_cost_limit_are_imitated(kind, monkeypatch):
+    """Where costs were hidden in some rows only, similar states in all other trajectories include dangerous ones."""
+    case = scenario("cost_hide", kind)
+    costs = [case.true_cost(run(case, 40, imitation_weight=1.0)[0])]
+    monkeypatch.setattr(safe_rule, "_within_limit", lambda ctx: ctx.retain.rows)
+    costs.append(case.true_cost(run(case, 40, imitation_weight=1.0)[0]))
+    assert costs[0] < 0.95 * costs[1]
 
 
 @both_agents
