@@ -18,6 +18,7 @@ from osrl_unlearn.bench import attacks, intervals, runner
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.commands import bench
 from osrl_unlearn.errors import ConfigError, DataError, EnvironmentProblem
+from osrl_unlearn.registry import ATTACKS
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SHIPPED = os.path.join(resources.folder("configs"), "bench", "attacks.yaml")
@@ -166,6 +167,10 @@ def test_the_shipped_suite():
     suite = suites.read(SHIPPED, cls=attacks.AttacksSuite)
     suites.check_agents(suite)
     assert all(attack.options["segment_length"] == 10 for attack in suite.attacks.values())
+    full = suites.read(SHIPPED.replace(".yaml", "_full.yaml"), cls=attacks.AttacksSuite)
+    assert {setting.updates for setting in full.settings.values()} == {100000} and len(full.settings) == 6
+    assert {ATTACKS.load(attack.name).kind for attack in full.attacks.values() if len(attack.rates) == 5} == {
+        "label", "action", "trigger", "state"}
 
 
 @pytest.mark.parametrize("where, value, match", [
