@@ -48,7 +48,7 @@ def shipped(name, cls=comparison.ComparisonSuite):
 
 def test_the_shipped_suite_shares_its_agents():
     folders = [{agents.folder(cell, "out") for cell in plan_of(*what).values()}
-               for what in ((shipped("unlearning"),), (shipped("attacks", suites.Suite), attacks))]
+               for what in ((shipped("unlearning"),), (shipped("attacks", attacks.AttacksSuite), attacks))]
     # Three of five seeds of three clean and five poisoned agents.
     assert len(folders[0]) == 5 * 8 and len(folders[0] & folders[1]) == 3 * 8
 
