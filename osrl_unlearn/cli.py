@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import sys
 
-from osrl_unlearn import __version__
+from osrl_unlearn import __version__, status
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
 from osrl_unlearn.hooks import startup
 
@@ -26,6 +26,8 @@ COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "doctor": ("osrl_unlearn.doctor", "check the installation"),
 }
 
+QUIET = "--quiet"
+
 
 def main(argv=None):
     """Run a command; returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
@@ -41,10 +43,10 @@ def main(argv=None):
             return 0
         return run(argv)
     except (Exception, KeyboardInterrupt) as error:
-        status = explain(error)
-        if status is None:
+        code = explain(error)
+        if code is None:
             raise
-        return status
+        return code
 
 
 def explain(error):
@@ -67,7 +69,9 @@ def _command(name, argv):
     module = importlib.import_module(COMMANDS[name][0])
     parser = argparse.ArgumentParser("osrl-unlearn " + name, description=COMMANDS[name][1] + ".", allow_abbrev=False)
     module.add_arguments(parser)
-    return module.main(parser.parse_args(argv))
+    parser.add_argument(QUIET, action="store_true", help="no status lines and no progress bars")
+    status.quiet = QUIET in argv
+    return module.main(parser.parse_args([arg for arg in argv if arg != QUIET]))  # also after a sub-command
 
 
 # run ------------------------------------------------------------------------------------------------------------------
@@ -77,6 +81,7 @@ def run(argv):
     """``osrl-unlearn run [FLAGS] SCRIPT [ARGS and FLAGS]``."""
     from osrl_unlearn.hooks import compat, flags, runner
     line = flags.split_argv(argv)
+    status.quiet = line.quiet
     if line.help:
         print(help_text(line), flush=True)
     if line.target is None and not line.help and "unlearn.from" not in line.ours:
@@ -84,7 +89,7 @@ def run(argv):
     session, source = (None, None) if line.help else _session(line.ours)
     if source is not None:
         if line.target is not None:
-            print("osrl-unlearn: --unlearn.from is given, so {} is not run".format(line.target), file=sys.stderr)
+            status.say("--unlearn.from is given, so {} is not run".format(line.target))
         from osrl_unlearn.commands.unlearn import unlearn_run
         print(unlearn_run(source, session))
         return 0
@@ -96,15 +101,15 @@ def run(argv):
     try:
         patches = session.patches() if session is not None else None
         rest = line.rest + (["--help"] if line.help and not {"-h", "--help"} & set(line.rest) else [])
-        status = _run_target(runner, line, rest, session is not None)
-        if status:
-            return status
-        text = session.finish() if session is not None else None
+        code = _run_target(runner, line, rest, session is not None)
+        if code:
+            return code
+        text = session.finish(not status.quiet) if session is not None else None
         if text:
             finish_wandb()
     finally:
         for note in (patches.undo() if patches is not None else []):
-            print("osrl-unlearn: " + note, file=sys.stderr)
+            status.say(note)
         for call in reversed(undo):
             call()
     if text:
@@ -263,6 +268,7 @@ def help_text(line):
            "Commands:"] + ["  {:10}{}".format(name, text) for name, (_, text) in COMMANDS.items()]
     out += ["", "Flags of osrl-unlearn (anywhere before a bare --):",
             "  --dataset FILE            train on this DSRL file",
+           "  --quiet                   none of our status lines and progress bars; errors and results remain",
             "  --poison NAME|FILE.yaml   poison the dataset; NAME is one of {}".format(", ".join(ATTACKS.names()))]
     out += describe(PoisonSettings, "--poison.")
     out += ["  --unlearn NAME|FILE.yaml  unlearn when the script is done; NAME is one of {}".format(
