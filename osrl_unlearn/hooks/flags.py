@@ -3,6 +3,7 @@ import difflib
 import re
 from typing import Dict, List, NamedTuple, Optional
 
+from osrl_unlearn import resources
 from osrl_unlearn.errors import ConfigError
 
 # "poison.*" stands for every flag that starts with "--poison."
@@ -70,7 +71,18 @@ def split_argv(argv, names=NAMES):
         elif token not in ("-h", "--help"):
             raise ConfigError("unknown flag {} before the script{}; flags of the script come after it".format(
                 flag, _nearest(name or "", names)))
-    return CommandLine(ours, target, as_module, rest, wants_help, quiet)
+    return CommandLine(ours, target, as_module, _with_shipped_configs(rest), wants_help, quiet)
+
+
+def _with_shipped_configs(rest):
+    """``rest``, where pyrallis' --config_path may name a shipped file, ``configs/...``, as our flags may."""
+    out = list(rest)
+    for i, token in enumerate(rest):
+        if token == "--config_path" and i + 1 < len(rest):
+            out[i + 1] = resources.find(rest[i + 1])
+        elif token.startswith("--config_path="):
+            out[i] = "--config_path=" + resources.find(token.partition("=")[2])
+    return out
 
 
 def _is_ours(name, names):
