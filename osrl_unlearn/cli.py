@@ -11,6 +11,7 @@ from osrl_unlearn.hooks import startup
 COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "run": (None, "run an OSRL training script with --poison and --unlearn (the default command)"),
     "unlearn": ("osrl_unlearn.commands.unlearn", "unlearn from a finished run directory"),
+    "manifest": ("osrl_unlearn.commands.manifest", "make a forget manifest from a list of trajectories"),
     "detect": ("osrl_unlearn.commands.detect", "find a forget set when nobody names one"),
     "audit": ("osrl_unlearn.commands.audit", "look for what is left of the forget set in an agent; certify it"),
     "verify": ("osrl_unlearn.commands.verify", "check a forget manifest against a dataset, or a certificate"),
@@ -23,6 +24,7 @@ COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "patch": ("osrl_unlearn.commands.patch", "patch a checkout of OSRL, so that plain python takes our flags"),
     "enable": ("osrl_unlearn.commands.enable", "let plain python take our flags in this environment, OSRL untouched"),
     "disable": ("osrl_unlearn.commands.disable", "undo enable"),
+    "completion": ("osrl_unlearn.commands.completion", "print a script for bash, zsh or tcsh, which then completes"),
     "doctor": ("osrl_unlearn.doctor", "check the installation"),
 }
 
@@ -66,12 +68,18 @@ def explain(error):
 
 
 def _command(name, argv):
-    module = importlib.import_module(COMMANDS[name][0])
     parser = argparse.ArgumentParser("osrl-unlearn " + name, description=COMMANDS[name][1] + ".", allow_abbrev=False)
-    module.add_arguments(parser)
-    parser.add_argument(QUIET, action="store_true", help="no status lines and no progress bars")
+    module = add_arguments(name, parser)
     status.quiet = QUIET in argv
     return module.main(parser.parse_args([arg for arg in argv if arg != QUIET]))  # also after a sub-command
+
+
+def add_arguments(name, parser):
+    """Add the arguments of a command other than ``run`` to ``parser``; returns its module."""
+    module = importlib.import_module(COMMANDS[name][0])
+    module.add_arguments(parser)
+    parser.add_argument(QUIET, action="store_true", help="no status lines and no progress bars")
+    return module
 
 
 # run ------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The shipped YAML files are read as the command line reads them."""
 import dataclasses
 import glob
+import importlib
 import os
 
 import pytest
@@ -85,6 +86,30 @@ def test_every_agent_file_gives_what_its_agent_needs_beside_a_task(agent):
         line = flags.split_argv(["train.py", "--config_path", path, "--config_path=" + path, "--other", path])
         assert line.rest == ["--config_path", resources.find(path), "--config_path=" + resources.find(path), "--other",
                              path]
+
+
+@pytest.mark.skipif("OSRL_CHECKOUT" not in os.environ, reason="OSRL_CHECKOUT names no checkout of OSRL's repository")
+@pytest.mark.parametrize("agent, prefix", [("bc", "BC"), ("bcql", "BCQL"), ("bearl", "BEARL"), ("cdt", "CDT"),
+                                           ("coptidice", "COptiDICE"), ("cpq", "CPQ")])
+def test_osrls_scripts_read_the_agents_and_tasks_files_as_their_own_settings(agent, prefix, monkeypatch):
+    pyrallis = pytest.importorskip("pyrallis")
+    monkeypatch.syspath_prepend(os.environ["OSRL_CHECKOUT"])
+    configs = importlib.import_module("examples.configs.{}_configs".format(agent))
+    base, defaults = getattr(configs, prefix + "TrainConfig"), getattr(configs, prefix + "_DEFAULT_CONFIG")
+
+    def settings(*line):  # as train() merges them
+        given, known = dataclasses.asdict(pyrallis.parse(base, args=line)), dataclasses.asdict(base())
+        return dict(dataclasses.asdict(defaults[given["task"]]()),
+                    **{key: value for key, value in given.items() if value != known[key]})
+
+    for task in names("tasks")[::9]:  # pyrallis takes long for them
+        own = dataclasses.asdict(defaults[task]())
+        path = resources.find("configs/tasks/{}.yaml".format(task))
+        assert settings("--config_path", path) == dict(own, cost_limit=20 if "Gymnasium" in task else 10)
+        if agent == "cdt":
+            own.update(device="cpu", augment_percent=0.0)
+        path = resources.find("configs/agents/{}.yaml".format(agent))
+        assert settings("--config_path", path, "--task", task) == own
 
 
 @pytest.mark.parametrize("agent", AGENTS)

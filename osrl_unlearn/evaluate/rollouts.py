@@ -53,7 +53,7 @@ def normalization(env, cost_limit):
 
 
 def normalize(reward, cost, constants):
-    """(normalised reward, or None if the task has no constants; normalised cost) of an episode, as DSRL defines them."""
+    """(normalised reward, normalised cost) of an episode, as DSRL defines them; None without constants of the task."""
     low, high, epsilon = constants["reward_min"], constants["reward_max"], constants["epsilon"]
     return (None if low is None or high is None else (reward - low) / (high - low),
             (cost + epsilon) / (constants["cost_limit"] + epsilon))
