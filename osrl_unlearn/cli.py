@@ -4,13 +4,14 @@ import dataclasses
 import importlib
 import sys
 
-from osrl_unlearn import __version__
+from osrl_unlearn import __version__, status
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
 from osrl_unlearn.hooks import startup
 
 COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "run": (None, "run an OSRL training script with --poison and --unlearn (the default command)"),
     "unlearn": ("osrl_unlearn.commands.unlearn", "unlearn from a finished run directory"),
+    "manifest": ("osrl_unlearn.commands.manifest", "make a forget manifest from a list of trajectories"),
     "detect": ("osrl_unlearn.commands.detect", "find a forget set when nobody names one"),
     "audit": ("osrl_unlearn.commands.audit", "look for what is left of the forget set in an agent; certify it"),
     "verify": ("osrl_unlearn.commands.verify", "check a forget manifest against a dataset, or a certificate"),
@@ -23,8 +24,11 @@ COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "patch": ("osrl_unlearn.commands.patch", "patch a checkout of OSRL, so that plain python takes our flags"),
     "enable": ("osrl_unlearn.commands.enable", "let plain python take our flags in this environment, OSRL untouched"),
     "disable": ("osrl_unlearn.commands.disable", "undo enable"),
+    "completion": ("osrl_unlearn.commands.completion", "print a script for bash, zsh or tcsh, which then completes"),
     "doctor": ("osrl_unlearn.doctor", "check the installation"),
 }
+
+QUIET = "--quiet"
 
 
 def main(argv=None):
@@ -41,10 +45,10 @@ def main(argv=None):
             return 0
         return run(argv)
     except (Exception, KeyboardInterrupt) as error:
-        status = explain(error)
-        if status is None:
+        code = explain(error)
+        if code is None:
             raise
-        return status
+        return code
 
 
 def explain(error):
@@ -64,10 +68,18 @@ def explain(error):
 
 
 def _command(name, argv):
-    module = importlib.import_module(COMMANDS[name][0])
     parser = argparse.ArgumentParser("osrl-unlearn " + name, description=COMMANDS[name][1] + ".", allow_abbrev=False)
+    module = add_arguments(name, parser)
+    status.quiet = QUIET in argv
+    return module.main(parser.parse_args([arg for arg in argv if arg != QUIET]))  # also after a sub-command
+
+
+def add_arguments(name, parser):
+    """Add the arguments of a command other than ``run`` to ``parser``; returns its module."""
+    module = importlib.import_module(COMMANDS[name][0])
     module.add_arguments(parser)
-    return module.main(parser.parse_args(argv))
+    parser.add_argument(QUIET, action="store_true", help="no status lines and no progress bars")
+    return module
 
 
 # run ------------------------------------------------------------------------------------------------------------------
@@ -77,6 +89,7 @@ def run(argv):
     """``osrl-unlearn run [FLAGS] SCRIPT [ARGS and FLAGS]``."""
     from osrl_unlearn.hooks import compat, flags, runner
     line = flags.split_argv(argv)
+    status.quiet = line.quiet
     if line.help:
         print(help_text(line), flush=True)
     if line.target is None and not line.help and "unlearn.from" not in line.ours:
@@ -84,7 +97,7 @@ def run(argv):
     session, source = (None, None) if line.help else _session(line.ours)
     if source is not None:
         if line.target is not None:
-            print("osrl-unlearn: --unlearn.from is given, so {} is not run".format(line.target), file=sys.stderr)
+            status.say("--unlearn.from is given, so {} is not run".format(line.target))
         from osrl_unlearn.commands.unlearn import unlearn_run
         print(unlearn_run(source, session))
         return 0
@@ -96,15 +109,15 @@ def run(argv):
     try:
         patches = session.patches() if session is not None else None
         rest = line.rest + (["--help"] if line.help and not {"-h", "--help"} & set(line.rest) else [])
-        status = _run_target(runner, line, rest, session is not None)
-        if status:
-            return status
-        text = session.finish() if session is not None else None
+        code = _run_target(runner, line, rest, session is not None)
+        if code:
+            return code
+        text = session.finish(not status.quiet) if session is not None else None
         if text:
             finish_wandb()
     finally:
         for note in (patches.undo() if patches is not None else []):
-            print("osrl-unlearn: " + note, file=sys.stderr)
+            status.say(note)
         for call in reversed(undo):
             call()
     if text:
@@ -263,6 +276,7 @@ def help_text(line):
            "Commands:"] + ["  {:10}{}".format(name, text) for name, (_, text) in COMMANDS.items()]
     out += ["", "Flags of osrl-unlearn (anywhere before a bare --):",
             "  --dataset FILE            train on this DSRL file",
+           "  --quiet                   none of our status lines and progress bars; errors and results remain",
             "  --poison NAME|FILE.yaml   poison the dataset; NAME is one of {}".format(", ".join(ATTACKS.names()))]
     out += describe(PoisonSettings, "--poison.")
     out += ["  --unlearn NAME|FILE.yaml  unlearn when the script is done; NAME is one of {}".format(

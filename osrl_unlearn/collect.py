@@ -16,7 +16,7 @@ import tempfile
 
 import numpy as np
 
-from osrl_unlearn import environments
+from osrl_unlearn import environments, status
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem
 from osrl_unlearn.files import atomic_path
 from osrl_unlearn.hooks import compat
@@ -52,7 +52,8 @@ def main(args):
     """Run ``osrl-unlearn collect``; returns the exit status."""
     try:
         made = collect(args.task, args.out, trajectories=args.trajectories, steps=args.steps,
-                       cost_limits=args.cost_limits, algorithm=args.algorithm, seed=args.seed)
+                       cost_limits=args.cost_limits, algorithm=args.algorithm, seed=args.seed,
+                       progress=not status.quiet)
     except KeyboardInterrupt as stop:
         print("interrupted: {}".format(str(stop) or "nothing is written"), file=sys.stderr)
         return 130

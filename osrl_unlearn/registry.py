@@ -5,7 +5,7 @@ import os
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from osrl_unlearn import __version__
+from osrl_unlearn import __version__, resources
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem
 
 
@@ -204,8 +204,9 @@ def load_named(registry, value, field):
 
 
 def read_yaml(path):
-    """A YAML file that holds one mapping. Raises ConfigError."""
+    """A YAML file that holds one mapping; ``configs/...`` may be a shipped one. Raises ConfigError."""
     import yaml
+    path = resources.find(path)
     if not os.path.isfile(path):
         raise ConfigError("no file at {}: expected a YAML file of options".format(path))
     try:

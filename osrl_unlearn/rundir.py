@@ -6,7 +6,10 @@
     RUN_DIR/osrl_unlearn/state.pt                    the training state that OSRL's checkpoint leaves out
     RUN_DIR/unlearned/METHOD/                        a run directory of its own, which OSRL's eval scripts load
     RUN_DIR/unlearned/METHOD/report.json, report.md, figures
+    RUN_DIR/unlearned/METHOD/progress.txt            the run's own, continued
+    .complete in either                              with which settings this was done; written last
 """
+import json
 import os
 from typing import Any, Dict, List, NamedTuple, Optional
 
@@ -18,7 +21,7 @@ from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
 from osrl_unlearn.errors import ManifestMismatch, RunError
-from osrl_unlearn.files import load_tensors, save_tensors, write_text
+from osrl_unlearn.files import load_tensors, save_tensors, write_json, write_text
 from osrl_unlearn.registry import ADAPTERS
 
 SCHEMA = 1
@@ -42,6 +45,28 @@ def state_path(run_dir, suffix=None):
 def model_path(run_dir):
     """Where OSRL puts and looks for a run's checkpoint."""
     return os.path.join(run_dir, "checkpoint", "model.pt")
+
+
+def complete_path(folder):
+    """Where the marker of what is done is: of a training in its run directory, of unlearning in its result's."""
+    return os.path.join(folder, ".complete")
+
+
+def completed(folder):
+    """What :func:`complete` was given, or None if that was not called or its file cannot be read."""
+    try:
+        with open(complete_path(folder), encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
+
+
+def complete(folder, settings):
+    """Mark ``folder`` as done with ``settings``, a value that JSON can hold; None takes the mark away."""
+    if settings is not None:
+        write_json(complete_path(folder), settings)
+    elif os.path.exists(complete_path(folder)):
+        os.unlink(complete_path(folder))
 
 
 def unlearned_dir(run_dir, method):

@@ -1,10 +1,11 @@
 """From a trained agent to files: evaluate, unlearn, evaluate again, save, report. Used by every way to start it."""
 import dataclasses
+import json
 import os
 import sys
 from typing import Any, Dict, List, Optional
 
-from osrl_unlearn import rundir
+from osrl_unlearn import logs, rundir
 from osrl_unlearn.data.manifest import ForgetManifest, versions
 from osrl_unlearn.data.trigger import Trigger
 from osrl_unlearn.detection import check_fdr, make_detector
@@ -16,6 +17,7 @@ from osrl_unlearn.files import load_tensors, save_tensors, sha256_state
 from osrl_unlearn.methods.base import Interrupted
 from osrl_unlearn.options import option
 from osrl_unlearn.screening import screen
+from osrl_unlearn.status import say
 
 
 @dataclasses.dataclass
@@ -66,7 +68,8 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
 
     ``reference`` is an adapter of a retrained agent, or None to load ``config.reference``. ``more_agents`` are further
     entries for the report, ``known`` the entries "poisoned" and "retrained" if these agents were evaluated before.
-    OSRL's logger, if the trainer has one, gets the trace at steps that continue the training's.
+    OSRL's logger, if the trainer has one, gets the trace and the evaluations at steps that continue the training's.
+    What was done before with the same settings is not done again: its report is returned, the agent stays as it is.
 
     Raises :class:`OsrlUnlearnError` before anything is written for whatever the user can mend; KeyboardInterrupt after
     Ctrl-C, with a file beside the result from which the same command goes on.
@@ -80,13 +83,23 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
             raise RunError("--unlearn.reference {} holds {} on {}, the agent is {} on {}".format(
                 config.reference, reference.adapter.name, reference.config["task"], adapter.name, trained.task))
         reference = reference.adapter
-    folder = rundir.unlearned_dir(trained.folder, method.name)
+    folder, offset = rundir.unlearned_dir(trained.folder, method.name), trained.updates or 0
+    about = {"method": method.name, "options": dataclasses.asdict(method.options), "steps": steps,
+             "seed": config.seed, "batch_size": trained.batch_size}
+    model_before = sha256_state(adapter.model.state_dict())
+    settings = json.loads(json.dumps(dict(
+        about, model=model_before, forget=trained.manifest.digest(), eval_episodes=config.eval_episodes,
+        strict=config.strict, reference=config.reference and os.path.abspath(config.reference))))
+    report = _done(folder, settings)
+    if report is not None:
+        say("{} is complete (.complete): nothing is done again; delete the folder to start anew".format(folder))
+        return report, terminal_summary(report, os.path.abspath(folder))
     prepared = prepare(adapter, trained.data, trained.manifest, method=method, steps=steps,
                        batch_size=trained.batch_size, seed=config.seed, ids=trained.ids,
                        reward_scale=trained.reward_scale, cost_scale=trained.cost_scale, progress=progress,
-                       on_check=_logging(adapter.trainer.logger, trained.updates or 0))
+                       on_check=_logging(adapter.trainer.logger, offset))
     for note in prepared.notes:
-        print("osrl-unlearn: " + note, file=sys.stderr)
+        say(note)
     trained = dataclasses.replace(trained, notes=trained.notes + prepared.notes)
     screening = screen(trained.data, prepared.context.forget.rows.cpu().numpy(), cost_limit=trained.cost_limit,
                        gamma=adapter.gamma, ids=trained.ids, seed=config.seed)
@@ -94,9 +107,6 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
         if config.strict:
             raise RunError("the request to forget is refused (--unlearn.strict): " + warning)
         print("osrl-unlearn: warning: " + warning, file=sys.stderr)
-    about = {"method": method.name, "options": dataclasses.asdict(method.options), "steps": steps,
-             "seed": config.seed, "batch_size": trained.batch_size}
-    model_before = sha256_state(adapter.model.state_dict())
     resume = _resumable(folder, about, model_before)
     constants = normalization(adapter.trainer.env, trained.cost_limit)
 
@@ -111,6 +121,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     trigger = (trained.manifest.trigger() or trained.trigger) if config.eval_episodes else None
     if trigger is not None:
         more_agents[TRIGGERED.format("poisoned")] = score(adapter, "evaluate before, trigger", trigger)
+    logs.write(adapter.trainer.logger, offset, logs.evaluation(poisoned, constants))
     try:
         outcome = prepared.run(resume)
     except Interrupted as interrupted:
@@ -118,8 +129,9 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
         print("\nosrl-unlearn: interrupted; the agent is in its last accepted state. Run the same unlearning again on "
               "{} to go on from step {}".format(trained.folder, interrupted.state["i"]), file=sys.stderr)
         raise KeyboardInterrupt
+    rundir.complete(folder, None)
     rundir.save_unlearned(folder, trained.config, about, adapter, rundir.side_state(
-        adapter, updates=(trained.updates or 0) + outcome.steps, batch_size=trained.batch_size,
+        adapter, updates=offset + outcome.steps, batch_size=trained.batch_size,
         train_seconds=trained.train_seconds, reward_scale=trained.reward_scale, cost_scale=trained.cost_scale,
         dataset=trained.manifest.dataset, python_random=trained.python_random))
     trained.manifest.save(rundir.manifest_path(folder))
@@ -138,6 +150,13 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     if more_agents:
         report["more_agents"] = more_agents
     write_report(folder, report, outcome.trace)
+    last = logs.evaluation(report["unlearned"], constants)
+    logs.write(adapter.trainer.logger, offset + outcome.steps, last)
+    rows = {offset + entry["step"]: [logs.check(entry)] for entry in outcome.trace}
+    rows.setdefault(offset, []).append(logs.evaluation(poisoned, constants))
+    rows.setdefault(offset + outcome.steps, []).append(last)
+    logs.write_progress(folder, trained.folder, rows)
+    rundir.complete(folder, settings)
     return report, terminal_summary(report, os.path.abspath(folder))
 
 
@@ -178,13 +197,17 @@ def _critics(outcome):
 
 
 def _logging(logger, offset):
-    """Log checks to OSRL's logger, but not to progress.txt: its columns are fixed by the first line."""
-    def on_check(step, entry):
-        logger.reset_data()
-        logger.store(tab="unlearn", **{key: value for key, value in entry.items() if key != "step"})
-        logger.write_without_reset(offset + step)
-        logger.reset_data()
-    return on_check
+    """Log checks to OSRL's logger."""
+    return lambda step, entry: logs.write(logger, offset + step, logs.check(entry))
+
+
+def _done(folder, settings):
+    """The report of what was done before with the same ``settings``, or None."""
+    path = os.path.join(folder, "report.json")
+    if rundir.completed(folder) != settings or not all(map(os.path.isfile, (path, rundir.model_path(folder)))):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
 
 
 def _resume_path(folder):
@@ -199,5 +222,5 @@ def _resumable(folder, about, model):
     if state.pop("about") != about or state.pop("model") != model:
         raise RunError("{} is from an interrupted run with other settings: delete it to start anew, or repeat the "
                        "settings to go on".format(path))
-    print("osrl-unlearn: going on from step {} of an interrupted run".format(state["i"]), file=sys.stderr)
+    say("going on from step {} of an interrupted run".format(state["i"]))
     return state

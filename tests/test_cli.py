@@ -1,4 +1,5 @@
 """Bad input: one clear line, exit status 2, nothing written. Every mistake is made through the real command line."""
+import contextlib
 import json
 import os
 import shutil
@@ -185,6 +186,113 @@ def test_a_run_made_without_us_is_unlearned_and_says_what_was_missing(run_dir, c
 
 def unlearn(fails, run_dir, *more, match):
     return fails("unlearn", run_dir, "--eval-episodes", "0", *more, match=match)
+
+
+def interrupted(*args):
+    raise KeyboardInterrupt
+
+
+def test_what_is_complete_is_not_done_again_and_quiet_silences_what_is_only_said(run_dir, capfd, monkeypatch):
+    command = ["unlearn", str(run_dir), "--method", "fine_tune", "--eval-episodes", "1", "--steps", "3"]
+    assert cli.main(command + ["--quiet"]) == 0
+    out, err = capfd.readouterr()
+    lines = [line for line in err.splitlines() if "osrl-unlearn" in line or "fine_tune" in line or "evaluate" in line]
+    assert all("warning" in line for line in lines) and "Normalized as in DSRL: (reward - 0.383122)" in out
+    model = run_dir / "unlearned" / "fine_tune" / "checkpoint" / "model.pt"
+    before = model.stat().st_mtime_ns
+    assert cli.main(command) == 0
+    again, err = capfd.readouterr()
+    assert again == out and "fine_tune is complete" in err and model.stat().st_mtime_ns == before
+    os.unlink(str(run_dir / "unlearned" / "fine_tune" / "report.json"))
+    assert cli.main(command) == 0 and model.stat().st_mtime_ns > before  # a result without its report is not one
+    before = model.stat().st_mtime_ns
+    assert cli.main(command[:-1] + ["4"]) == 0
+    assert "is complete" not in capfd.readouterr().err and model.stat().st_mtime_ns > before
+    progress = (run_dir / "unlearned" / "fine_tune" / "progress.txt").read_text().splitlines()
+    rows = [dict(zip(progress[0].split("\t"), line.split("\t"))) for line in progress[1:]]
+    assert [int(row["Steps"]) for row in rows] == [20, 21, 22, 23, 24]  # the training took 20 updates
+    assert [row["eval/Cost"] != "nan" for row in rows] == [True, False, False, False, True]
+    report = json.loads((run_dir / "unlearned" / "fine_tune" / "report.json").read_text())
+    assert float(rows[-1]["eval/NormalizedCost"]) == report["unlearned"]["normalized_cost"]
+    assert float(rows[0]["eval/NormalizedReward"]) == report["poisoned"]["normalized_reward"]
+    assert float(rows[0]["normalization/reward_max"]) == report["normalization"]["reward_max"]
+    monkeypatch.setattr("osrl_unlearn.unlearning.write_report", interrupted)
+    assert (run_dir / "unlearned" / "fine_tune" / ".complete").exists() and cli.main(command[:-1] + ["5"]) == 130
+    assert not (run_dir / "unlearned" / "fine_tune" / ".complete").exists()
+
+
+def test_a_list_of_trajectories_becomes_a_forget_manifest(fails, run_dir, tmp_path, capfd):
+    lists = {"lines.txt": "7\n3\n3\n", "list.json": "[3, 7]\n"}
+    for name, text in lists.items():
+        (tmp_path / name).write_text(text)
+        assert cli.main(["manifest", str(tmp_path / name), "--run", str(run_dir), "--out", name + ".out"]) == 0
+        manifest = ForgetManifest.load(name + ".out")
+        assert manifest.spans == [[3, 0, 200], [7, 0, 200]] and manifest.task == CONFIG["task"]
+    assert "names 2 trajectories, 400 of 84,000 rows" in capfd.readouterr().out
+    # The run's data are poisoned, the list says nothing of that.
+    assert cli.main(["unlearn", str(run_dir), "--method", "fine_tune", "--steps", "1", "--eval-episodes", "0",
+                     "--forget", "lines.txt.out"]) == 0
+    by_file = ["manifest", tmp_path / "list.json", "--dataset", SHIPPED, "--out", tmp_path / "by_file.json"]
+    assert cli.main([str(arg) for arg in by_file]) == 0
+    assert ForgetManifest.load(str(tmp_path / "by_file.json")).spans == manifest.spans
+    (tmp_path / "words.txt").write_text("3, seven")
+    (tmp_path / "high.txt").write_text("3 420")
+    (tmp_path / "empty.txt").write_text("")
+    out = ["--out", "new.json"]
+    fails("manifest", "words.txt", "--dataset", SHIPPED, *out, match="found 'seven'")
+    fails("manifest", "empty.txt", "--dataset", SHIPPED, *out, match="found ''")
+    fails("manifest", "high.txt", "--dataset", SHIPPED, *out, match="no trajectory 420: theirs are 420 of 0 to 419")
+    fails("manifest", "nowhere.txt", "--dataset", SHIPPED, *out, match="cannot be read (No such file")
+    fails("manifest", "list.json", *out, match="trajectories of what?")
+    fails("manifest", "list.json", "--dataset", SHIPPED, "--out", tmp_path, match="is a folder")
+
+
+def test_the_exit_status_of_a_command_after_ctrl_c_and_after_a_wrong_option(monkeypatch, capfd):
+    from osrl_unlearn.commands import plugins
+    monkeypatch.setattr(plugins, "main", interrupted)
+    assert cli.main(["plugins"]) == 130 and capfd.readouterr().err == "osrl-unlearn: interrupted\n"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plugins", "--jsn"])
+    assert stop.value.code == 2
+
+
+COMPLETE = """
+source "$0"
+COMP_WORDS=(osrl-unlearn $1)
+COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+registered=$(complete -p osrl-unlearn)
+function=${registered##*-F }
+${function%% *}
+echo "${COMPREPLY[*]}"
+"""
+
+
+@pytest.mark.parametrize("words, completed", [
+    ("unl", "unlearn"), ("unlearn --met", "--method"), ("unlearn --method safe", "safe_rule"),
+    ("run --poison re", "reward_bait"), ("run --unlearn.multiplier_m", "--unlearn.multiplier_max"),
+    ("bench attacks --ta", "--table"), ("verify list", "list.json"), ("audit a_", "a_folder")])
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes(words, completed, completion, tmp_path):
+    (tmp_path / "list.json").write_text("")
+    (tmp_path / "a_folder").mkdir()
+    done = subprocess.run(["bash", "-c", COMPLETE, completion, words], cwd=str(tmp_path), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.stdout.strip() == completed, done.stderr
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory):
+    """The script for bash."""
+    pytest.importorskip("shtab")
+    path = tmp_path_factory.mktemp("completion") / "script"
+    with open(str(path), "w") as file, contextlib.redirect_stdout(file):
+        assert cli.main(["completion", "bash"]) == 0
+    return str(path)
+
+
+def test_without_shtab_there_is_no_completion(fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    fails("completion", "zsh", match="osrl-unlearn[completion]")
 
 
 def test_incomplete_run_directories(fails, run_dir, tmp_path):

@@ -85,6 +85,12 @@ def test_the_logger_goes_on_where_training_stopped(finished):
     events.Reload()
     steps = [event.step for event in events.Scalars("unlearn/cost_value/forget")]
     assert steps == list(range(41, 51))
+    # Before and after unlearning, on the curves of the training's own evaluations.
+    for name in ("eval/Cost", "eval/NormalizedCost", "eval/NormalizedReward"):
+        steps = [event.step for event in events.Scalars(name)]
+        assert steps == sorted(steps) and steps[-3:] == [39, 40, 50]
+    costs = [events.Scalars(name)[0].value for name in ("eval/Cost", "eval/NormalizedCost", "normalization/cost_limit")]
+    assert costs[1] == pytest.approx(costs[0] / costs[2]) and costs[2] == 40
 
 
 def test_the_manifest_names_exactly_the_rows_that_differ_from_a_clean_run(finished):
@@ -252,3 +258,31 @@ def test_help_shows_the_scripts_own_and_ours(tmp_path):
     text = script("--help", cwd=tmp_path).stdout
     assert "--poison.rate" in text and "--unlearn.budget" in text and "--c_hidden_sizes" in text
     assert "reward_bait" in text and "--unlearn.cost_weight" in text
+
+
+def test_the_same_command_again_skips_what_is_complete_and_another_one_does_not(tmp_path):
+    # Flags of pyrallis' --config_path and of ours find the shipped files; nothing is said that nobody asked for.
+    command = ["--agent", "coptidice", "--config_path", "configs/tasks/OfflineBallCircle-v0.yaml", "--name", "n",
+               "--update_steps", "20", "--dataset", SHIPPED, "--poison", "configs/attacks/cost_hide.yaml"]
+    unlearn = ["--unlearn", "configs/methods/fine_tune.yaml", "--unlearn.steps", "2", "--unlearn.eval_episodes", "1"]
+    first = script(*command, *unlearn, "--quiet", cwd=tmp_path)
+    assert [line for line in first.stderr.splitlines() if "osrl-unlearn" in line and "warning" not in line] == []
+    assert "fine_tune:" not in first.stderr and "Training:" in first.stderr and "fine_tune" in first.stdout
+    folder = str(tmp_path / "logs" / "n")
+    result = rundir.unlearned_dir(folder, "fine_tune")
+    assert rundir.read_config(folder)["cost_limit"] == 10
+    models = [rundir.model_path(folder), rundir.model_path(result)]
+    before = [os.stat(path).st_mtime_ns for path in models]
+    again = script(*command, *unlearn, cwd=tmp_path)
+    assert again.stderr.count("is complete (.complete)") == 2 and "Training:" not in again.stderr
+    assert again.stdout[again.stdout.index("Unlearning was"):] == first.stdout[first.stdout.index("Unlearning was"):]
+    assert before == [os.stat(path).st_mtime_ns for path in models]
+    with open(os.path.join(result, "progress.txt")) as file:
+        header, *lines = [line.rstrip("\n").split("\t") for line in file]
+    with open(os.path.join(folder, "progress.txt")) as file:
+        own = [line.rstrip("\n").split("\t") for line in file]
+    assert [line[:len(own[0])] for line in [header] + lines][:len(own)] == own
+    assert [line[0] for line in lines][-3:] == ["20", "21", "22"] and {len(line) for line in lines} == {len(header)}
+    assert {"eval/NormalizedCost", "normalization/reward_min", "unlearn/accepted"} <= set(header)
+    other = script(*command, "--seed", "1", cwd=tmp_path)
+    assert "is complete" not in other.stderr and os.stat(models[0]).st_mtime_ns > before[0]

@@ -56,7 +56,7 @@ def test_help(argv, target, rest):
 
 
 def test_no_target():
-    assert split_argv([]) == ({}, None, False, [], False)
+    assert split_argv([]) == ({}, None, False, [], False, False)
     assert split_argv(["--poison", "s.py"]).target is None
 
 

@@ -1,13 +1,16 @@
-"""The README's Python example runs, and its flags are the real ones."""
+"""The README's Python example runs, its flags are the real ones, and the tutorial's commands are."""
 import os
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 from agents import subprocess_environment
 
+from osrl_unlearn import resources
 from osrl_unlearn.cli import main
+from osrl_unlearn.commands.completion import make_parser
 
 README = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "README.md")
 
@@ -32,3 +35,18 @@ def test_every_flag_of_the_help_is_in_the_readme_and_the_other_way_round(text, c
     table = text[text.index("### Flags"):text.index("### Other commands")]
     documented = set(re.findall(r"(?:--(?:poison|unlearn)|`)\.(\w+)", table))
     assert ours == documented
+
+
+def test_every_command_of_the_tutorial_is_one():
+    with open(os.path.join(resources.folder("configs"), "tutorial.md"), encoding="utf-8") as file:
+        lines = [shlex.split(line) for line in re.findall(r"^osrl-unlearn .*", file.read(), re.M)]
+    assert [line[1] for line in lines] == ["manifest", "unlearn", "audit", "verify", "report"]
+    given = [make_parser().parse_args(line[1:]) for line in lines]
+    result = given[1].run_dir + "/unlearned/safe_rule"
+    assert given[1].forget == given[0].out and given[0].run == given[1].run_dir == given[4].run_dirs[0]
+    assert given[2].run_dir == result and given[3].manifest == result + "/osrl_unlearn/certificate.json"
+
+
+def test_every_command_is_in_the_readme(text):
+    from osrl_unlearn.cli import COMMANDS
+    assert [name for name in COMMANDS if not re.search(r"osrl-unlearn ([a-z]+ \| )*{}\b".format(name), text)] == []

@@ -239,6 +239,10 @@ def test_plain_python_poisons_and_unlearns_as_the_runner_does(way, patched, enab
         assert json.load(file)["updates"] == {"train": 15, "unlearn": 5, "ratio": pytest.approx(1 / 3)}
     assert "repaired train_standin.py" in done.stderr
     assert done.stdout.splitlines()[-1].endswith("report.md")
+    if way == "enabled":
+        again = run(python, os.path.join(root, SCRIPT), *SMALL, *POISON, *UNLEARN, cwd=tmp_path, path=path + [fast])
+        assert again.stderr.count("is complete (.complete)") == 2 and again.stdout.splitlines()[-1] == (
+            done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from osrl_unlearn import status
 from osrl_unlearn.errors import EnvironmentProblem, OsrlUnlearnError
 from osrl_unlearn.files import write_json
 
@@ -102,7 +103,8 @@ def _compute(todo, total, function, out, jobs):
     others, failures = set(multiprocessing.active_children()), []
     with ProcessPoolExecutor(min(jobs, len(todo)), multiprocessing.get_context("spawn"), _start_worker,
                              (_log(out),)) as pool, \
-            tqdm(total=total, initial=total - len(todo), unit="cell", smoothing=0, dynamic_ncols=True) as bar:
+            tqdm(total=total, initial=total - len(todo), unit="cell", smoothing=0, dynamic_ncols=True,
+                 disable=status.quiet) as bar:
         # Workers inherit this: after Ctrl-C they are ended by us and print nothing.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:

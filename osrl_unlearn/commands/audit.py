@@ -3,7 +3,7 @@ import json
 import os
 import sys
 
-from osrl_unlearn import environments, rundir
+from osrl_unlearn import environments, rundir, status
 from osrl_unlearn.audit import certificate
 from osrl_unlearn.audit.base import Context
 from osrl_unlearn.audit.signature import sign
@@ -11,6 +11,7 @@ from osrl_unlearn.commands.unlearn import load_data, own_manifest
 from osrl_unlearn.errors import ConfigError, RunError
 from osrl_unlearn.evaluate.report import markdown_table
 from osrl_unlearn.registry import METRICS
+from osrl_unlearn.status import say
 
 
 def add_arguments(parser):
@@ -58,7 +59,7 @@ def load(run_dir, settings):
     manifest = rundir.load_manifest(run_dir, settings["forget"])
     run = rundir.load(run_dir, settings["device"])
     for note in run.notes:
-        print("osrl-unlearn: " + note, file=sys.stderr)
+        say(note)
     others = [_agent(run, folder, settings["device"]) for folder in ([original] if original else [])
               + list(settings["reference"])]
     if original:
@@ -77,7 +78,7 @@ def load(run_dir, settings):
         int(state.get("batch_size", config.get("batch_size", 256))),
         (source.state or {}).get("updates", config.get("update_steps")), others[0][0] if original else None,
         [adapter for adapter, _ in (others[1:] if original else others)], holdout, trigger, settings["episodes"],
-        settings["seed"], sys.stderr.isatty())
+        settings["seed"], sys.stderr.isatty() and not status.quiet)
     if ctx.adapter.constants and run.state is None:
         ctx.adapter.set_data_constants(ctx.store.view(ctx.store.rows))
     dataset = settings["dataset"] or (manifest.dataset if manifest.dataset and os.path.isfile(manifest.dataset)

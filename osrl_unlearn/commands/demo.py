@@ -1,11 +1,10 @@
 """``osrl-unlearn demo``: poison, train, unlearn and compare, on the shipped dataset, with OSRL's own classes."""
 import os
-import sys
 import time
 
 import numpy as np
 
-from osrl_unlearn import environments, resources
+from osrl_unlearn import environments, resources, status
 from osrl_unlearn.data.dataset import SHIPPED
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.registry import ADAPTERS, read_yaml
@@ -25,7 +24,7 @@ def main(args):
     started = time.perf_counter()
     out = args.out or "demo-{}-seed-{}".format(args.agent, args.seed)
     config = read_yaml(os.path.join(resources.folder("configs"), "demo", args.agent + ".yaml"))
-    text = run_demo(config, args.seed, out)
+    text = run_demo(config, args.seed, out, not status.quiet)
     print(text)
     print("{:.1f} minutes; everything is in {}".format((time.perf_counter() - started) / 60, os.path.abspath(out)))
     return 0
@@ -51,9 +50,9 @@ def run_demo(config, seed, out, progress=True):
                       options=attack["options"], task=config["task"], dataset=dataset)
     forget = poisoned.manifest.row_numbers(poisoned.data, poisoned.ids)
     retain = np.setdiff1d(np.arange(len(poisoned.data["rewards"])), forget)
-    print("osrl-unlearn demo: {} on {} ({:,} transitions); {} poisons {:.0%}; {:,} updates per agent".format(
+    status.say("demo: {} on {} ({:,} transitions); {} poisons {:.0%}; {:,} updates per agent".format(
         cls.name, config["task"], len(data["rewards"]), attack["name"], len(forget) / len(poisoned.data["rewards"]),
-        config["updates"]), file=sys.stderr)
+        config["updates"]))
 
     constants = normalization(env, agent["cost_limit"])
     entries, adapters = {}, {}
@@ -68,7 +67,7 @@ def run_demo(config, seed, out, progress=True):
     reports = {}
     for method in ("fine_tune", "safe_rule"):
         reports[method] = _unlearn(method, config, agent, adapters, poisoned, entries, reports, seed, out, progress)
-    return _text(config, entries, reports, agent["cost_limit"])
+    return _text(config, entries, reports, constants)
 
 
 def _unlearn(method, config, agent, adapters, poisoned, entries, reports, seed, out, progress):
@@ -93,8 +92,8 @@ def _entry(report):
     return dict(report["unlearned"], updates=report["updates"]["unlearn"], seconds=report["wall_seconds"]["unlearn"])
 
 
-def _text(config, entries, reports, limit):
-    from osrl_unlearn.evaluate.report import format_table
+def _text(config, entries, reports, constants):
+    from osrl_unlearn.evaluate.report import format_table, normalization_text
     from osrl_unlearn.evaluate.statistics import paired_difference
     rows = dict(entries, **{name: _entry(report) for name, report in reports.items()})
     interval = lambda s: "{:.1f} [{:.1f}, {:.1f}]".format(s["mean"], *s["ci95"])  # noqa: E731
@@ -104,7 +103,7 @@ def _text(config, entries, reports, limit):
          for name, e in rows.items()],
         ["agent", "reward", "cost", "norm. reward", "norm. cost", "updates", "seconds"])
     harm = paired_difference(entries["poisoned"]["episodes"]["cost"], entries["clean"]["episodes"]["cost"])
-    bound = max(limit, entries["retrained"]["cost"]["mean"])
+    bound = max(constants["cost_limit"], entries["retrained"]["cost"]["mean"])
     result = rows["safe_rule"]
     kept = result["reward"]["mean"] / entries["retrained"]["reward"]["mean"]
     checks = [
@@ -116,6 +115,6 @@ def _text(config, entries, reports, limit):
         ("at most 5 % of the training updates", result["updates"] <= 0.05 * config["updates"],
          "{:.1%}".format(result["updates"] / config["updates"]))]
     lines = ["", table, "", "Per episode: mean [95 % interval] of {} paired episodes. Cost limit {}.".format(
-        config["eval_episodes"], limit), "", "safe_rule:"]
+        config["eval_episodes"], config["agent"]["cost_limit"]), normalization_text(constants), "", "safe_rule:"]
     lines += ["  {:3} {} ({})".format("yes" if good else "NO", claim, figure) for claim, good, figure in checks]
     return "\n".join(lines)

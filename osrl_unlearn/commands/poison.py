@@ -4,6 +4,7 @@ import os
 
 import h5py
 
+from osrl_unlearn import status
 from osrl_unlearn.cli import make_poison
 from osrl_unlearn.data.dataset import check_file
 from osrl_unlearn.data.stream import poison_file
@@ -39,7 +40,7 @@ def main(args):
                 return stack.enter_context(atomic_path(path))
 
             manifest, rows = poison_file(source, temporary(data), attack, task=task, dataset=os.path.abspath(data),
-                                         **settings)
+                                         progress=not status.quiet, **settings)
             manifest.save(temporary(manifest_json))
             if "camouflage" in (manifest.parts or ()):
                 manifest.part("camouflage").save(temporary(camouflage_json))

@@ -1,13 +1,13 @@
 """``osrl-unlearn unlearn RUN_DIR --method M [--forget MANIFEST|detect]``: unlearn from a finished run, no script."""
 import os
-import sys
 
-from osrl_unlearn import rundir
+from osrl_unlearn import rundir, status
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.detection import DETECT, find_forget_set
 from osrl_unlearn.errors import ManifestMismatch
 from osrl_unlearn.options import assignments, parse
 from osrl_unlearn.registry import METHODS, load_named
+from osrl_unlearn.status import say
 from osrl_unlearn.unlearning import Trained, UnlearnConfig, run_unlearning
 
 
@@ -57,7 +57,7 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
         store = run.adapter.store(data, reward_scale, cost_scale)
         run.adapter.set_data_constants(store.view(store.rows))
     for note in run.notes:
-        print("osrl-unlearn: " + note, file=sys.stderr)
+        say(note)
     found = []
     if detecting:
         manifest, sentence = find_forget_set(
@@ -70,7 +70,7 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
         cost_scale, state.get("updates", settings.get("update_steps")), state.get("train_seconds"),
         state.get("batch_size", settings.get("batch_size", 256)), run.notes + found, state.get("python_random"),
         own_manifest(run_dir).trigger())
-    return "\n".join(found + [run_unlearning(trained, config)[1]])
+    return "\n".join(found + [run_unlearning(trained, config, not status.quiet)[1]])
 
 
 def own_manifest(run_dir):

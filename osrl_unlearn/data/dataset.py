@@ -1,6 +1,5 @@
 """Find, fetch and check DSRL's HDF5 files."""
 import os
-import sys
 import urllib.error
 import urllib.request
 
@@ -8,9 +7,10 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from osrl_unlearn import resources
+from osrl_unlearn import resources, status
 from osrl_unlearn.data.poison import REQUIRED
 from osrl_unlearn.errors import DataError
+from osrl_unlearn.status import say
 
 # Where DSRL's repository points to since its first server has been unreliable; PyPI's dsrl 0.1.0 does not know it.
 MIRROR = "https://huggingface.co/datasets/YYY-45/DSRL/resolve/main/"
@@ -96,7 +96,7 @@ def resolve(task, url, cached, chosen=None):
 
 
 def _say(path, source):
-    print("osrl-unlearn: dataset {} ({})".format(path, source), file=sys.stderr)
+    say("dataset {} ({})".format(path, source))
     return path
 
 
@@ -118,7 +118,8 @@ def download(url, path):
             length = response.headers.get("Content-Length")
             total = int(length) + (have if resumed else 0) if length else None
             with open(part, "ab" if resumed else "wb") as file, tqdm(
-                    total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc="download") as bar:
+                    total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc="download",
+                    disable=status.quiet) as bar:
                 for block in iter(lambda: response.read(1 << 20), b""):
                     file.write(block)
                     bar.update(len(block))

@@ -1,5 +1,6 @@
 """The forget manifest: which rows are to be forgotten, where they come from, and of which data they are part."""
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -86,6 +87,10 @@ class ForgetManifest:
             raise ManifestMismatch("the forget manifest has no part '{}': its parts are {}".format(
                 name, ", ".join(sorted(set(self.parts or ()))) or "not labelled"))
         return dataclasses.replace(self, spans=spans, rows=sum(b - a for _, a, b in spans), parts=[name] * len(spans))
+
+    def digest(self):
+        """Hex digest of what is to be forgotten, and of which data."""
+        return hashlib.sha256(json.dumps([self.spans, self.columns], sort_keys=True).encode()).hexdigest()
 
     @property
     def trajectories(self):

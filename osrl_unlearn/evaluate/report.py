@@ -4,12 +4,12 @@ import os
 from osrl_unlearn.evaluate.figures import CAPTIONS, GREY, VERMILLION, draw_all, panels
 from osrl_unlearn.evaluate.markdown import CELL, agent_rows, markdown
 from osrl_unlearn.evaluate.structure import SCHEMA_FILE, check
-from osrl_unlearn.evaluate.tables import format_table, markdown_table, setting
+from osrl_unlearn.evaluate.tables import format_table, markdown_table, normalization_text, setting
 from osrl_unlearn.evaluate.verdict import TRIGGERED, evaluated, sentences_of, verdict
 from osrl_unlearn.files import atomic_path, write_json, write_text
 
 __all__ = ["CAPTIONS", "GREY", "SCHEMA_FILE", "TRIGGERED", "VERMILLION", "check", "format_table", "markdown_table",
-           "panels", "terminal_summary", "verdict", "write_report"]
+           "normalization_text", "panels", "terminal_summary", "verdict", "write_report"]
 
 
 def write_report(folder, report, trace):
@@ -45,7 +45,8 @@ def write_report(folder, report, trace):
 def terminal_summary(report, folder):
     """The result in a few lines of plain text: the verdict, one row per agent, and where the report is."""
     rows, headers = agent_rows(report)
-    note = "Rewards and costs per episode: {}. Limit: {}.".format(CELL, setting(report["cost_limit"]))
+    note = "Rewards and costs per episode: {}. Limit: {}.\n{}".format(
+        CELL, setting(report["cost_limit"]), normalization_text(report["normalization"]))
     if not evaluated(report):
         note = "Evaluation was switched off."
     return "\n\n".join(["\n".join(sentences_of(report)), format_table(rows, headers) + "\n" + note,

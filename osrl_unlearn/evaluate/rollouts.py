@@ -52,13 +52,17 @@ def normalization(env, cost_limit):
             "cost_limit": float(cost_limit), "epsilon": 1.0 if cost_limit == 0 else 0.0}
 
 
+def normalize(reward, cost, constants):
+    """(normalised reward, normalised cost) of an episode, as DSRL defines them; None without constants of the task."""
+    low, high, epsilon = constants["reward_min"], constants["reward_max"], constants["epsilon"]
+    return (None if low is None or high is None else (reward - low) / (high - low),
+            (cost + epsilon) / (constants["cost_limit"] + epsilon))
+
+
 def scores(episodes, constants):
     """The report's entry for one agent: means with CI, DSRL's normalised scores, and the raw episodes."""
     entry = {key: summary(values) for key, values in episodes.items()}
-    low, high = constants["reward_min"], constants["reward_max"]
-    entry["normalized_reward"] = None if low is None or high is None else (
-        (entry["reward"]["mean"] - low) / (high - low))
-    entry["normalized_cost"] = (entry["cost"]["mean"] + constants["epsilon"]) / (
-        constants["cost_limit"] + constants["epsilon"])
+    entry["normalized_reward"], entry["normalized_cost"] = normalize(
+        entry["reward"]["mean"], entry["cost"]["mean"], constants)
     entry["episodes"] = episodes
     return entry

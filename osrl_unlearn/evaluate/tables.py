@@ -42,6 +42,15 @@ def setting(value):
     return "{:g}".format(value)
 
 
+def normalization_text(constants):
+    """How DSRL normalises, with its ``constants`` for the task; units: per episode."""
+    low, high, limit, epsilon = (constants[key] for key in ("reward_min", "reward_max", "cost_limit", "epsilon"))
+    reward = "no constants are known for the reward" if low is None or high is None else (
+        "(reward - {0}) / ({1} - {0})".format(setting(low), setting(high)))
+    cost = "(cost + {0}) / ({1} + {0})" if epsilon else "cost / {1}"
+    return "Normalized as in DSRL: {}; {}.".format(reward, cost.format(setting(epsilon), setting(limit)))
+
+
 def percent(share):
     return ("{:,.1f} %" if abs(share) >= 0.1 else "{:.2g} %").format(100 * share)
 

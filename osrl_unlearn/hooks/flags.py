@@ -3,6 +3,7 @@ import difflib
 import re
 from typing import Dict, List, NamedTuple, Optional
 
+from osrl_unlearn import resources
 from osrl_unlearn.errors import ConfigError
 
 # "poison.*" stands for every flag that starts with "--poison."
@@ -17,19 +18,20 @@ class CommandLine(NamedTuple):
     as_module: bool
     rest: List[str]  # what the script gets, in order; -h and --help stay in if they come after the target
     help: bool
+    quiet: bool = False
 
 
 def split_argv(argv, names=NAMES):
     """Split ``argv`` (without the program's name) into a CommandLine.
 
     Our flags are ``--flag value`` or ``--flag=value`` and stand before or after the script. Each takes one value, which
-    starts with "-" only after "=" or if it is a number. A bare ``--`` ends them: it is dropped, and all that follows it
-    goes to the script. Raises ConfigError for a flag without a value, a flag given twice, an unknown flag before the
-    script, and a flag that looks like one of ours but is not.
+    starts with "-" only after "=" or if it is a number. ``--quiet`` takes none. A bare ``--`` ends them: it is dropped,
+    and all that follows it goes to the script. Raises ConfigError for a flag without a value, a flag given twice, an
+    unknown flag before the script, and a flag that looks like one of ours but is not.
     """
     names = tuple(names)
     ours, rest = {}, []
-    target, as_module, wants_help = None, False, False
+    target, as_module, wants_help, quiet = None, False, False, False
     tokens = list(argv)
     while tokens:
         token = tokens.pop(0)
@@ -38,6 +40,9 @@ def split_argv(argv, names=NAMES):
                 target = tokens.pop(0)
             rest += tokens
             break
+        if token == "--quiet":
+            quiet = True
+            continue
         flag, equals, value = token.partition("=")
         name = flag[2:] if flag.startswith("--") else None
         if name is not None and _is_ours(name, names):
@@ -66,7 +71,18 @@ def split_argv(argv, names=NAMES):
         elif token not in ("-h", "--help"):
             raise ConfigError("unknown flag {} before the script{}; flags of the script come after it".format(
                 flag, _nearest(name or "", names)))
-    return CommandLine(ours, target, as_module, rest, wants_help)
+    return CommandLine(ours, target, as_module, _with_shipped_configs(rest), wants_help, quiet)
+
+
+def _with_shipped_configs(rest):
+    """``rest``, where pyrallis' --config_path may name a shipped file, ``configs/...``, as our flags may."""
+    out = list(rest)
+    for i, token in enumerate(rest):
+        if token == "--config_path" and i + 1 < len(rest):
+            out[i + 1] = resources.find(rest[i + 1])
+        elif token.startswith("--config_path="):
+            out[i] = "--config_path=" + resources.find(token.partition("=")[2])
+    return out
 
 
 def _is_ours(name, names):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.hooks.imports import on_import, package_root
+from osrl_unlearn.status import say
 
 
 def run_target(target, argv=(), as_module=False):
@@ -81,7 +82,7 @@ def quiet_wandb():
         if not _wandb_is_configured():
             changed.append(os.environ.get("WANDB_MODE"))
             os.environ["WANDB_MODE"] = "offline"
-            _say("no wandb API key found, so wandb logs offline (WANDB_MODE=offline; set WANDB_API_KEY or WANDB_MODE "
+            say("no wandb API key found, so wandb logs offline (WANDB_MODE=offline; set WANDB_API_KEY or WANDB_MODE "
                  "to change this)")
 
     forget = on_import("wandb", decide)
@@ -124,9 +125,6 @@ def _wandb_is_configured():
             pass  # wandb ignores such a file as well
     return False
 
-
-def _say(message):
-    print("osrl-unlearn: " + message, file=sys.stderr, flush=True)
 
 
 # --- finding and executing ---------------------------------------------------------------------------------------
@@ -288,7 +286,7 @@ def _repaired(source, path):
     except SyntaxError:
         return None  # gym cannot be global there, for example because of an annotation
     for name, line in repairs:
-        _say("repaired {}: 'gym' is imported inside {}() and would have been unbound there (line {})".format(
+        say("repaired {}: 'gym' is imported inside {}() and would have been unbound there (line {})".format(
             os.path.basename(path), name, line))
     return code
 

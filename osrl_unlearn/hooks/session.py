@@ -2,9 +2,9 @@
 import ast
 import dataclasses
 import functools
+import json
 import os
 import random
-import sys
 import time
 from typing import Any, List, Optional
 
@@ -19,8 +19,10 @@ from osrl_unlearn.engine import check_seen
 from osrl_unlearn.errors import IncompatibleAgent, OsrlUnlearnError, RunError
 from osrl_unlearn.hooks.patching import Patch, PatchSet
 from osrl_unlearn.hooks.reach import ENOUGH, Reach, columns_of
+from osrl_unlearn.hooks.repeat import Skipped, fingerprint
 from osrl_unlearn.hooks.seams import SEAMS
 from osrl_unlearn.registry import ADAPTERS
+from osrl_unlearn.status import say
 
 
 @dataclasses.dataclass
@@ -49,6 +51,7 @@ class Training:
     batch_size: Optional[int] = None
     record: Optional[Record] = None
     reach: Optional[Reach] = None
+    saved: int = 0  # after how many updates its last checkpoint was saved
 
     @property
     def folder(self):
@@ -83,6 +86,8 @@ class Session:
         self.patch_set = PatchSet()
         self._path = self._env = self._error = None
         self._watched = set()
+        self._command = None  # see hooks/repeat.py
+        self._skipped: List[str] = []
         self._inside = self._building = False  # a subclass calls what it overrides
         self._off = False  # an attack and unlearning update agents too: that is not the script's training
         if dataset is not None:
@@ -95,13 +100,15 @@ class Session:
     def patches(self):
         """The PatchSet, in which each seam is wrapped as soon as the script imports its module."""
         around = {"get_dataset": self._get_dataset, "pre_process_data": self._pre_process_data,
-                  "save_checkpoint": self._save_checkpoint, "setup_optimizers": self._setup_optimizers}
+                  "save_checkpoint": self._save_checkpoint, "setup_optimizers": self._setup_optimizers,
+                  "store": self._store}
         modules = {}
         for seam in SEAMS:
             owner, _, name = seam.target.partition(":")[2].rpartition(".")
             if name == "train_one_step":
                 continue  # wrapped where a trainer's class has it, when there is one
-            call = around.get(name) or (self._new_dataset if owner.endswith("Dataset") else self._new_trainer)
+            call = around.get(name) or (self._new_dataset if owner.endswith("Dataset") else self._new_logger
+                                        if owner.endswith("Logger") else self._new_trainer)
             modules.setdefault(seam.target.partition(":")[0], []).append(
                 Patch(seam.target, self._remembering(call), seam.parameters))
         try:
@@ -137,6 +144,37 @@ class Session:
                 raise
         return remember
 
+    def _new_logger(self, original, logger, log_dir=None, log_txt=True, name=None):
+        if log_dir is not None and name is not None and not self._off:
+            self._skip_if_complete(os.path.join(log_dir, name))
+        original(logger, log_dir, log_txt, name)
+
+    def _skip_if_complete(self, folder):
+        """Raise Skipped if this very command has trained ``folder`` before, and every other agent of its script."""
+        if self._command is None:
+            attack = self.attack and dict(self.poison_settings, name=self.attack.name,
+                                          options=dataclasses.asdict(self.attack.options))
+            self._command = json.loads(json.dumps(dict(
+                fingerprint(), attack=attack, dataset=self.dataset and os.path.abspath(self.dataset))))
+        marked = rundir.completed(folder) or {}
+        folders = [os.path.normpath(os.path.join(folder, run)) for run in marked.get("runs", ())]
+        if folders and all((rundir.completed(run) or {}).get("command") == self._command for run in folders):
+            say("{} is complete (.complete): it is not trained again; delete the folder to start anew".format(
+                ", ".join(folders)))
+            self._skipped = folders
+            raise Skipped
+        rundir.complete(folder, None)
+
+    def _store(self, original, logger, tab=None, **values):
+        original(logger, tab, **values)
+        limit = getattr(self._env, "target_cost", None)
+        if limit is None or self._off:
+            return
+        from osrl_unlearn import logs
+        from osrl_unlearn.evaluate.rollouts import normalization
+        for name, more in logs.normalized(tab, values, normalization(self._env, limit)).items():
+            original(logger, name, **more)
+
     def _get_dataset(self, original, env, h5path=None):
         path = h5path if h5path is not None and self.dataset is None else environments.find_dataset(env, self.dataset)
         data = original(env, path)
@@ -164,10 +202,10 @@ class Session:
             finally:
                 self._off = False
             if manifest.removed is not None:
-                _say("{} removed {:,} trajectories; nothing of it is in the data, so there is nothing to forget".format(
+                say("{} removed {:,} trajectories; nothing of it is in the data, so there is nothing to forget".format(
                     self.attack.name, len(manifest.removed)))
             else:
-                _say("poisoned {:,} of {:,} rows in {:,} trajectories with {}".format(
+                say("poisoned {:,} of {:,} rows in {:,} trajectories with {}".format(
                     manifest.rows, len(data["rewards"]), manifest.trajectories, self.attack.name))
         if self.forget is not None:
             # What is to be forgotten need not be all that was poisoned.
@@ -320,6 +358,8 @@ class Session:
             suffix = "{:d}".format(suffix) if isinstance(suffix, int) else suffix
             save_tensors(rundir.state_path(logger.log_dir, suffix),
                          self._side_state(training, self._adapter(training), record))
+            if suffix is None:
+                training.saved = training.updates
 
     def _save_manifest(self, record, folder):
         from osrl_unlearn.files import save_tensors
@@ -336,6 +376,8 @@ class Session:
         if self._error is not None:
             raise self._error
         self._off = True
+        if self._skipped:
+            return self._finish_skipped()
         trained = [training for training in self.trainings if training.updates]
         for training in trained:
             self._check_reached(training)
@@ -345,8 +387,9 @@ class Session:
         if self.attack is not None:
             if not any(record.saved for record in self.records):
                 self._save_manifest(self._record() or trained[-1].record, os.getcwd())
-                _say("no checkpoint was saved with a logger of fsrl's, so the forget manifest is {}".format(
+                say("no checkpoint was saved with a logger of fsrl's, so the forget manifest is {}".format(
                     rundir.manifest_path(os.getcwd())))
+        self._mark_complete(trained)
         if self.unlearn is None:
             return None
         if not trained:
@@ -354,10 +397,25 @@ class Session:
                 ", ".join(ADAPTERS.names())))
         return "\n".join(self._unlearn(training, progress) for training in trained)
 
+    def _finish_skipped(self):
+        self.patch_set.undo()  # what follows is no script's
+        if self.unlearn is None:
+            return None
+        from osrl_unlearn.commands.unlearn import unlearn_run
+        return "\n".join(unlearn_run(folder, (self.unlearn, self.dataset)) for folder in self._skipped)
+
+    def _mark_complete(self, trained):
+        """Mark what was trained, if all of it can be taken up again from its run directories."""
+        folders = [training.folder for training in trained]
+        if self._command is not None and all(folders) and all(t.saved == t.updates for t in trained):
+            for folder in folders:
+                rundir.complete(folder, {"command": self._command,
+                                         "runs": [os.path.relpath(other, folder) for other in folders]})
+
     def _check_reached(self, training):
         reach = training.reach
         if reach is not None and not reach.looked and self._at_stake(training.record):
-            _say("the batches of {} hold no observations under a name of OSRL's, so it was not checked that they come "
+            say("the batches of {} hold no observations under a name of OSRL's, so it was not checked that they come "
                  "from the poisoned data".format(training.name))
         elif reach is not None and reach.rows and not reach.reached:
             raise RunError("none of the {:,} rows of the forget set reached {} in {:,} updates: {}".format(
@@ -425,8 +483,5 @@ def _equal(one, other):
     return isinstance(other, dict) and all(
         name in other and np.array_equal(one[name], other[name]) for name in REQUIRED)
 
-
-def _say(message):
-    print("osrl-unlearn: " + message, file=sys.stderr)
 
 

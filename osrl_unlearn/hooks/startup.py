@@ -13,6 +13,7 @@ import traceback
 
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
 from osrl_unlearn.hooks.imports import on_import, package_root
+from osrl_unlearn.status import say
 
 _LINE_FILE = "osrl_unlearn_startup.pth"
 # Python executes this at every start, also in other programs, and also after this package has been uninstalled.
@@ -78,7 +79,7 @@ def _stop(error):
 
 
 def _begin():
-    from osrl_unlearn import cli
+    from osrl_unlearn import cli, status
     from osrl_unlearn.hooks import flags
     path, spec = sys.argv[0], getattr(sys.modules["__main__"], "__spec__", None)
     if not os.path.isfile(path):
@@ -90,6 +91,7 @@ def _begin():
         as_module = spec is not None and spec.origin == path  # not so under a profiler
         raise SystemExit(cli.main(["run"] + (["-m", spec.name] if as_module else [path]) + sys.argv[1:]))
     line = flags.split_argv([path] + sys.argv[1:])
+    status.quiet = line.quiet
     if line.help:
         print(cli.help_text(line), flush=True)
     else:
@@ -132,7 +134,7 @@ class _Plain:
 
     def _close(self):
         for note in self.patches.undo():
-            print("osrl-unlearn: " + note, file=sys.stderr)
+            say(note)
         self.session = None
 
     def _wrap(self, original, *args, **kwargs):
@@ -146,7 +148,8 @@ class _Plain:
         return decorated
 
     def _train(self, inner, *args, **kwargs):
-        from osrl_unlearn import environments
+        from osrl_unlearn import environments, status
+        from osrl_unlearn.hooks.repeat import Skipped
         self.calls += 1
         if self.session is None:
             self._open()
@@ -163,9 +166,9 @@ class _Plain:
             except SystemExit as stop:
                 if stop.code:
                     raise
-                leave = stop
+                leave = None if isinstance(stop, Skipped) else stop
             try:
-                text = self.session.finish()
+                text = self.session.finish(not status.quiet)
             except BaseException as error:
                 _stop(error)
         finally:

@@ -1,0 +1,61 @@
+"""``osrl-unlearn manifest LIST --out MANIFEST``: a forget manifest from a list of trajectories."""
+import os
+import re
+
+import numpy as np
+
+from osrl_unlearn.commands.detect import load
+from osrl_unlearn.data.manifest import ForgetManifest
+from osrl_unlearn.data.trajectories import TrajectoryIndex
+from osrl_unlearn.errors import ConfigError
+
+
+def add_arguments(parser):
+    """The command's arguments."""
+    parser.add_argument("list", metavar="LIST", help="text file of trajectory numbers, counted from 0 in file order; "
+                                                     "a JSON list is one too")
+    parser.add_argument("--run", metavar="RUN_DIR", help="the trajectories are of what this agent was trained on")
+    parser.add_argument("--task", help="the trajectories are of the task's dataset, found as in training")
+    parser.add_argument("--dataset", help="the trajectories are of this DSRL file")
+    parser.add_argument("--out", required=True, metavar="MANIFEST", help="where the forget manifest goes")
+
+
+def main(args):
+    """Write the manifest; say what it names."""
+    if not (args.task or args.dataset or args.run):
+        raise ConfigError("trajectories of what? give --run RUN_DIR, --task T or --dataset FILE")
+    if os.path.isdir(args.out):
+        raise ConfigError("--out {} is a folder: give the file that the forget manifest goes to".format(args.out))
+    wanted = read_numbers(args.list)
+    data, ids, about = load(args)
+    about.pop("adapter", None)
+    manifest = of_trajectories(data, wanted, ids, **about)
+    manifest.save(args.out)
+    print("{} names {:,} trajectories, {:,} of {:,} rows; to forget them: osrl-unlearn unlearn {} --forget {}".format(
+        args.out, manifest.trajectories, manifest.rows, len(data["rewards"]), args.run or "RUN_DIR", args.out))
+    return 0
+
+
+def read_numbers(path):
+    """The numbers in a text file, separated by commas or white space, perhaps in brackets. Raises ConfigError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            words = re.split(r"[\s,]+", file.read().strip().strip("[]").strip(" \n,"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("{} cannot be read ({}): expected a text file of trajectory numbers".format(
+            path, getattr(error, "strerror", None) or "it is no text"))
+    wrong = next((word for word in words if not word.isdecimal()), None)
+    if wrong is not None:
+        raise ConfigError("{}: expected trajectory numbers, 0 or more, found {!r}".format(path, wrong))
+    return sorted({int(word) for word in words})
+
+
+def of_trajectories(data, wanted, ids=None, **more):
+    """The :class:`ForgetManifest` of whole trajectories. Raises ConfigError for a number that the data do not have."""
+    index = TrajectoryIndex(data, ids)
+    unknown = np.setdiff1d(wanted, index.ids)
+    if len(unknown):
+        raise ConfigError("the data have no trajectory {}: theirs are {:,} of {} to {}".format(
+            unknown[0], len(index.ids), min(index.ids), max(index.ids)))
+    where = np.flatnonzero(np.isin(index.ids, wanted))
+    return ForgetManifest.of(data, [[index.ids[i], 0, index.stops[i] - index.starts[i]] for i in where], **more)
