@@ -33,6 +33,7 @@ class UnlearnConfig:
     seed: int = option(0, "seed of batches and of torch during unlearning")
     eval_episodes: int = option(20, "paired episodes per agent for the report; 0 switches evaluation off")
     strict: bool = option(False, "refuse a request to forget that looks harmful, instead of warning")
+    withdrawn: bool = option(False, "nothing is wrong with the forget set, it is only to be gone")
     options: Dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -75,6 +76,8 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     Ctrl-C, with a file beside the result from which the same command goes on.
     """
     adapter = trained.adapter
+    if config.withdrawn:
+        trained = dataclasses.replace(trained, manifest=dataclasses.replace(trained.manifest, withdrawn=True))
     method = make_method(config.method, config.options)
     steps = budget_steps(method, trained.updates, config.steps, config.budget)
     if reference is None and config.reference:
@@ -107,7 +110,8 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
         if config.strict:
             raise RunError("the request to forget is refused (--unlearn.strict): " + warning)
         print("osrl-unlearn: warning: " + warning, file=sys.stderr)
-    resume = _resumable(folder, about, model_before)
+    request = dict(about, forget=trained.manifest.digest())
+    resume = _resumable(folder, request, model_before)
     constants = normalization(adapter.trainer.env, trained.cost_limit)
 
     def score(agent, label, trigger=None):
@@ -125,7 +129,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     try:
         outcome = prepared.run(resume)
     except Interrupted as interrupted:
-        save_tensors(_resume_path(folder), dict(interrupted.state, about=about, model=model_before))
+        save_tensors(_resume_path(folder), dict(interrupted.state, about=request, model=model_before))
         print("\nosrl-unlearn: interrupted; the agent is in its last accepted state. Run the same unlearning again on "
               "{} to go on from step {}".format(trained.folder, interrupted.state["i"]), file=sys.stderr)
         raise KeyboardInterrupt

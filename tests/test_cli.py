@@ -247,6 +247,24 @@ def test_a_list_of_trajectories_becomes_a_forget_manifest(fails, run_dir, tmp_pa
     fails("manifest", "list.json", "--dataset", SHIPPED, "--out", tmp_path, match="is a folder")
 
 
+def test_trajectories_that_are_withdrawn(fails, run_dir, tmp_path):
+    (tmp_path / "ids.json").write_text("[3, 7]")
+    result = os.path.join(rundir.unlearned_dir(str(run_dir), "safe_rule"), "osrl_unlearn", "forget.json")
+    for more, withdrawn in (([], False), (["--withdrawn"], True)):
+        assert cli.main(["unlearn", str(run_dir), "--steps", "2", "--eval-episodes", "0", "--forget",
+                         str(tmp_path / "ids.json")] + more) == 0
+        manifest = ForgetManifest.load(result)
+        assert manifest.spans == [[3, 0, 200], [7, 0, 200]] and manifest.withdrawn is withdrawn
+        assert manifest.attack is None and manifest.task == CONFIG["task"]
+    assert cli.main(["manifest", str(tmp_path / "ids.json"), "--run", str(run_dir), "--withdrawn", "--out",
+                     str(tmp_path / "forget.json")]) == 0
+    assert ForgetManifest.load(str(tmp_path / "forget.json")).withdrawn is True
+    (tmp_path / "ids.json").write_text("[3, 420]")
+    fails("unlearn", str(run_dir), "--forget", str(tmp_path / "ids.json"), match="no trajectory 420")
+    (tmp_path / "ids.json").write_text("[3, x]")
+    fails("unlearn", str(run_dir), "--forget", str(tmp_path / "ids.json"), match="or trajectory numbers, 0 or more; found 'x'")
+
+
 def test_the_exit_status_of_a_command_after_ctrl_c_and_after_a_wrong_option(monkeypatch, capfd):
     from osrl_unlearn.commands import plugins
     monkeypatch.setattr(plugins, "main", interrupted)

@@ -1,12 +1,9 @@
 """``osrl-unlearn manifest LIST --out MANIFEST``: a forget manifest from a list of trajectories."""
 import os
-import re
-
-import numpy as np
 
 from osrl_unlearn.commands.detect import load
+from osrl_unlearn.commands.unlearn import numbers_in
 from osrl_unlearn.data.manifest import ForgetManifest
-from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.errors import ConfigError
 
 
@@ -17,6 +14,8 @@ def add_arguments(parser):
     parser.add_argument("--run", metavar="RUN_DIR", help="the trajectories are of what this agent was trained on")
     parser.add_argument("--task", help="the trajectories are of the task's dataset, found as in training")
     parser.add_argument("--dataset", help="the trajectories are of this DSRL file")
+    parser.add_argument("--withdrawn", action="store_true",
+                        help="nothing is wrong with the trajectories: they are not to be treated as unsafe")
     parser.add_argument("--out", required=True, metavar="MANIFEST", help="where the forget manifest goes")
 
 
@@ -29,7 +28,7 @@ def main(args):
     wanted = read_numbers(args.list)
     data, ids, about = load(args)
     about.pop("adapter", None)
-    manifest = of_trajectories(data, wanted, ids, **about)
+    manifest = ForgetManifest.of_trajectories(data, wanted, ids, withdrawn=args.withdrawn, **about)
     manifest.save(args.out)
     print("{} names {:,} trajectories, {:,} of {:,} rows; to forget them: osrl-unlearn unlearn {} --forget {}".format(
         args.out, manifest.trajectories, manifest.rows, len(data["rewards"]), args.run or "RUN_DIR", args.out))
@@ -37,25 +36,10 @@ def main(args):
 
 
 def read_numbers(path):
-    """The numbers in a text file, separated by commas or white space, perhaps in brackets. Raises ConfigError."""
+    """The numbers in a text file. Raises ConfigError."""
     try:
         with open(path, encoding="utf-8") as file:
-            words = re.split(r"[\s,]+", file.read().strip().strip("[]").strip(" \n,"))
+            return numbers_in(file.read(), path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("{} cannot be read ({}): expected a text file of trajectory numbers".format(
             path, getattr(error, "strerror", None) or "it is no text"))
-    wrong = next((word for word in words if not word.isdecimal()), None)
-    if wrong is not None:
-        raise ConfigError("{}: expected trajectory numbers, 0 or more, found {!r}".format(path, wrong))
-    return sorted({int(word) for word in words})
-
-
-def of_trajectories(data, wanted, ids=None, **more):
-    """The :class:`ForgetManifest` of whole trajectories. Raises ConfigError for a number that the data do not have."""
-    index = TrajectoryIndex(data, ids)
-    unknown = np.setdiff1d(wanted, index.ids)
-    if len(unknown):
-        raise ConfigError("the data have no trajectory {}: theirs are {:,} of {} to {}".format(
-            unknown[0], len(index.ids), min(index.ids), max(index.ids)))
-    where = np.flatnonzero(np.isin(index.ids, wanted))
-    return ForgetManifest.of(data, [[index.ids[i], 0, index.stops[i] - index.starts[i]] for i in where], **more)

@@ -1,10 +1,11 @@
 """``osrl-unlearn unlearn RUN_DIR --method M [--forget MANIFEST|detect]``: unlearn from a finished run, no script."""
 import os
+import re
 
 from osrl_unlearn import rundir, status
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.detection import DETECT, find_forget_set
-from osrl_unlearn.errors import ManifestMismatch
+from osrl_unlearn.errors import ConfigError, ManifestMismatch
 from osrl_unlearn.options import assignments, parse
 from osrl_unlearn.registry import METHODS, load_named
 from osrl_unlearn.status import say
@@ -15,7 +16,10 @@ def add_arguments(parser):
     """The command's arguments."""
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder that holds config.yaml and checkpoint/")
     parser.add_argument("--method", default="safe_rule", help="NAME or FILE.yaml (default: safe_rule)")
-    parser.add_argument("--forget", help="forget manifest (default: the run's own), or: detect")
+    parser.add_argument("--forget", help="forget manifest (default: the run's own), a file of trajectory "
+                                         "numbers, or: detect")
+    parser.add_argument("--withdrawn", action="store_true",
+                        help="nothing is wrong with what is forgotten: it is not treated as unsafe")
     parser.add_argument("--detector", default="ensemble", help="with --forget detect: what finds the forget set")
     parser.add_argument("--fdr", default="0.05", help="with --forget detect: share of false alarms among those found")
     parser.add_argument("--dataset", help="the DSRL file of the run (default: the one it recorded)")
@@ -35,7 +39,7 @@ def main(args):
     values.update(assignments(args.set))
     parse(cls.Options, values, "--set ")
     given = {name: getattr(args, name) for name in ("steps", "budget", "forget", "reference", "seed", "eval_episodes",
-                                                  "strict", "detector", "fdr")}
+                                                  "strict", "detector", "fdr", "withdrawn")}
     config = parse(UnlearnConfig, dict({k: v for k, v in given.items() if v is not None}, method=cls.name), "--")
     config.options = values
     print(unlearn_run(args.run_dir, (config, args.dataset), args.device))
@@ -47,9 +51,13 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
     config, dataset = config_and_dataset
     rundir.read_config(run_dir)
     detecting = config.forget == DETECT
-    manifest = own_manifest(run_dir) if detecting else rundir.load_manifest(run_dir, config.forget)
+    numbers = None if detecting or not config.forget else listed(config.forget)
+    manifest = own_manifest(run_dir) if detecting or numbers else rundir.load_manifest(run_dir, config.forget)
     run = rundir.load(run_dir, device)
     data, ids = load_data(run, manifest, dataset)
+    if numbers:
+        manifest = ForgetManifest.of_trajectories(data, numbers, ids, task=run.config["task"],
+                                                  dataset=dataset or manifest.dataset)
     state, settings = run.state or {}, run.config
     reward_scale = float(state.get("reward_scale", settings.get("reward_scale", 1)))
     cost_scale = float(state.get("cost_scale", settings.get("cost_scale", 1)))
@@ -71,6 +79,26 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
         state.get("batch_size", settings.get("batch_size", 256)), run.notes + found, state.get("python_random"),
         own_manifest(run_dir).trigger())
     return "\n".join(found + [run_unlearning(trained, config, not status.quiet)[1]])
+
+
+def listed(path):
+    """The trajectory numbers in a file that is a list of them and no forget manifest, else None."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None if text.startswith("{") else numbers_in(text, path)
+
+
+def numbers_in(text, path):
+    """Trajectory numbers separated by commas or white space, perhaps in brackets, sorted. Raises ConfigError."""
+    words = re.split(r"[\s,]+", text.strip().strip("[]").strip(" \n,"))
+    wrong = next((word for word in words if not word.isdecimal()), None)
+    if wrong is not None:
+        raise ConfigError("{}: expected a forget manifest, or trajectory numbers, 0 or more; found {!r}".format(
+            path, wrong[:50]))
+    return sorted({int(word) for word in words})
 
 
 def own_manifest(run_dir):

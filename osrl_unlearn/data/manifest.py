@@ -75,6 +75,17 @@ class ForgetManifest:
         columns = {name: {"before": None, "after": digest} for name, digest in column_hashes(data).items()}
         return cls(unit=unit, spans=spans, rows=sum(b - a for _, a, b in spans), columns=columns, **more)
 
+    @classmethod
+    def of_trajectories(cls, data, wanted, ids=None, **more):
+        """The manifest of whole trajectories, by their ids. Raises ConfigError for one that the data do not have."""
+        index = TrajectoryIndex(data, ids)
+        unknown = np.setdiff1d(wanted, index.ids)
+        if len(unknown):
+            raise ConfigError("the data have no trajectory {}: theirs are {:,} of {} to {}".format(
+                unknown[0], len(index.ids), min(index.ids), max(index.ids)))
+        where = np.flatnonzero(np.isin(index.ids, wanted))
+        return cls.of(data, [[index.ids[i], 0, index.stops[i] - index.starts[i]] for i in where], **more)
+
     def trigger(self):
         """The :class:`~osrl_unlearn.data.trigger.Trigger` of the attack on record, or None."""
         facts = (self.attack or {}).get("facts", {})
@@ -90,7 +101,8 @@ class ForgetManifest:
 
     def digest(self):
         """Hex digest of what is to be forgotten, and of which data."""
-        return hashlib.sha256(json.dumps([self.spans, self.columns], sort_keys=True).encode()).hexdigest()
+        request = [self.spans, self.columns, self.withdrawn]
+        return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
     @property
     def trajectories(self):
