@@ -83,7 +83,7 @@ def quiet_wandb():
             changed.append(os.environ.get("WANDB_MODE"))
             os.environ["WANDB_MODE"] = "offline"
             say("no wandb API key found, so wandb logs offline (WANDB_MODE=offline; set WANDB_API_KEY or WANDB_MODE "
-                 "to change this)")
+                "to change this)")
 
     forget = on_import("wandb", decide)
 
@@ -124,7 +124,6 @@ def _wandb_is_configured():
         except (OSError, ValueError, netrc.NetrcParseError):
             pass  # wandb ignores such a file as well
     return False
-
 
 
 # --- finding and executing ---------------------------------------------------------------------------------------

@@ -416,7 +416,7 @@ class Session:
         reach = training.reach
         if reach is not None and not reach.looked and self._at_stake(training.record):
             say("the batches of {} hold no observations under a name of OSRL's, so it was not checked that they come "
-                 "from the poisoned data".format(training.name))
+                "from the poisoned data".format(training.name))
         elif reach is not None and reach.rows and not reach.reached:
             raise RunError("none of the {:,} rows of the forget set reached {} in {:,} updates: {}".format(
                 reach.rows, training.name, training.updates, "there is nothing to forget" if self.attack is None else
@@ -482,6 +482,3 @@ def _equal(one, other):
     """Whether a dictionary of arrays holds the same columns, such as a copy that a script made."""
     return isinstance(other, dict) and all(
         name in other and np.array_equal(one[name], other[name]) for name in REQUIRED)
-
-
-
