@@ -18,6 +18,8 @@ def square(cell, out):
     with open(os.path.join(out, "calls"), "a") as file:
         file.write("{}\n".format(cell["x"]))
     time.sleep(cell.get("sleep", 0))
+    if "needs" in cell and not os.path.exists(cell["needs"]):
+        raise ConfigError("no file at {}".format(cell["needs"]))
     if cell.get("die"):
         os._exit(1)
     if cell.get("error"):

@@ -97,8 +97,7 @@ def trained(cell, out):
             given = dict(cell["arguments"], task=cell["task"], seed=cell["seed"], dataset=cell["path"],
                          poison=cell["poison"]["name"],
                          **{"poison." + name: value for name, value in poison.items() if value is not None})
-            call([cell["script"]] + [part for name, value in given.items() for part in ("--" + name, plain(value))],
-                 folder)
+            call([cell["script"]] + ["--{}={}".format(name, plain(value)) for name, value in given.items()], folder)
             states = glob.glob(os.path.join(glob.escape(folder), "**", "osrl_unlearn", "state.pt"), recursive=True)
             if len(states) != 1:
                 raise RunError("{} left {} run directories with a checkpoint in {}: expected one; does it save a "

@@ -81,7 +81,7 @@ def expand(values):
                                   "arguments": dict(arguments, **own)}
             else:
                 base = {} if "agent" in own else suites.known(name, suites.shared_agents())
-                settings[name] = dict({"min_return": 0.0}, **dict(base, **own), task=task)
+                settings[name] = {"min_return": 0.0, **base, **own, "task": task}
     values["attacks"] = {label: dict({"rates": rates}, **own) for label, own in values["attacks"].items()}
     return dict(values, settings=settings)
 
@@ -130,16 +130,19 @@ def aggregate(suite, results):
     """
     rows, scores = [], {}
     for name, setting in suite.settings.items():
+        constants = None
         for label, attack, rate in suite.attacked(name):
             for how in [None] + list(suite.methods):
                 found = intervals.by_seed(results, suite.seeds, name, label, rate, how)
                 if not found:
                     continue
+                if constants is None:
+                    about = setting.agent if isinstance(setting, suites.Setting) else next(iter(found.values()))
+                    limit = about["cost_limit"]
+                    constants = normalization(environments.make(setting.task, limit), limit)
                 column = "triggered" if attack.triggered else "evaluations"
-                numbers = intervals.per_seed({seed: result[column] for seed, result in found.items()})
-                limit = next(iter(found.values()))["cost_limit"] if isinstance(setting, scripts.ScriptSetting) else (
-                    setting.agent["cost_limit"])
-                numbers = normalized(numbers, normalization(environments.make(setting.task, limit), limit))
+                numbers = normalized(intervals.per_seed(
+                    {seed: result[column] for seed, result in found.items()}), constants)
                 scores.setdefault(how, []).append(numbers)
                 rows.append(dict(
                     intervals.means(numbers), setting=name, attack=label, rate=rate, method=how or NOTHING,

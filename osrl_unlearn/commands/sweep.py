@@ -2,7 +2,7 @@
 import sys
 
 from osrl_unlearn import resources
-from osrl_unlearn.bench import runner, sweep
+from osrl_unlearn.bench import runner
 from osrl_unlearn.commands import bench
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.registry import read_yaml
@@ -29,6 +29,7 @@ def main(args):
         return 1 if error else 0
     values = read_yaml(args.sweep)
     if "bench" not in values:
+        from osrl_unlearn.bench import sweep
         bench.check_common(args)
         return sweep.run(values, args)
     name, suite = values.pop("bench"), values.pop("suite", None)
