@@ -141,10 +141,12 @@ def test_a_sweep_that_is_killed_at_a_random_moment_resumes_to_the_same_table(fin
     moment = random.Random(seed)
     process = start(command(path, data, out, "--jobs", "2"))
     count = moment.randrange(20)
-    wait_for(lambda: len(results(out)) >= count and (out / "results").is_dir())
-    time.sleep(moment.random())
-    os.killpg(process.pid, signal.SIGKILL)  # the parent and its workers
-    process.communicate()
+    try:
+        wait_for(lambda: len(results(out)) >= count and (out / "results").is_dir())
+        time.sleep(moment.random())
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # the parent and its workers
+        process.communicate()
     before = results(out)
     assert not (out / "sweep.md").exists() and count <= len(before) < 24, seed
     assert here(path, data, out) == 0
@@ -355,7 +357,7 @@ def importable(monkeypatch):
 
 def test_without_submitit(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(EnvironmentProblem, match=r"pip install submitit, or install osrl-unlearn\[sweep\]"):
+    with pytest.raises(EnvironmentProblem, match=r"needs submitit.*install osrl-unlearn\[sweep\]"):
         cluster.executor("local", {}, str(tmp_path))
 
 
@@ -497,12 +499,14 @@ def test_a_sweep_on_slurm_survives_preemption_and_the_death_of_its_parent(data, 
         variables = {"SLURM_CONF": environment["SLURM_CONF"]}
         out = tmp_path / "slurm"
         parent = start(command(path, data, out, "--cluster", "slurm"), **variables)
-        wait_for(lambda: glob.glob(str(out / "agents" / "*.lock")))  # a job has begun to train
-        job = slurm("squeue", "--noheader", "--states=running", "--sort=i", "--format=%i").split()[0]
-        slurm("scancel", "--signal=USR2", job)
-        wait_for(lambda: "JobState=PENDING" in slurm("scontrol", "show", "job", job))
-        os.killpg(parent.pid, signal.SIGKILL)  # its jobs stay
-        parent.communicate()
+        try:
+            wait_for(lambda: glob.glob(str(out / "agents" / "*.lock")))  # a job has begun to train
+            job = slurm("squeue", "--noheader", "--states=running", "--sort=i", "--format=%i").split()[0]
+            slurm("scancel", "--signal=USR2", job)
+            wait_for(lambda: "JobState=PENDING" in slurm("scontrol", "show", "job", job))
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)  # its jobs stay
+            parent.communicate()
         slurm("scontrol", "update", "JobId=" + job, "StartTime=now")  # SLURM would let it wait for two minutes
         run(command(path, data, out, "--cluster", "slurm"), **variables)
         assert "Restarts=1" in slurm("scontrol", "show", "job", job)

@@ -41,9 +41,9 @@ def executor(name, parameters, out):
     """
     try:
         import submitit
-    except ImportError:
-        raise EnvironmentProblem("--cluster needs submitit: run python -m pip install submitit, or install "
-                                 "osrl-unlearn[sweep]")
+    except ImportError as error:
+        raise EnvironmentProblem("--cluster needs submitit, which cannot be imported ({}): install "
+                                 "osrl-unlearn[sweep]".format(error))
     try:
         made = submitit.AutoExecutor(os.path.join(os.path.abspath(out), "jobs"), cluster=name)
         made.update_parameters(**dict(DEFAULTS, **parameters))
