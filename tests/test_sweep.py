@@ -1,5 +1,6 @@
 """Sweeps: the grid, its table, and that they survive whatever ends a process: kills, preemption, failures."""
 import contextlib
+import functools
 import getpass
 import glob
 import json
@@ -24,11 +25,11 @@ from cells import AGENT, SUITE
 
 from osrl_unlearn import cli, resources, rundir, training
 from osrl_unlearn.adapters import adapt
-from osrl_unlearn.bench import cluster, intervals, runner, sweep
+from osrl_unlearn.bench import cluster, intervals, runner, scripts, sweep
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.commands import bench
 from osrl_unlearn.engine import train
-from osrl_unlearn.errors import ConfigError, EnvironmentProblem
+from osrl_unlearn.errors import ConfigError, EnvironmentProblem, RunError
 from osrl_unlearn.registry import ADAPTERS
 from osrl_unlearn.testing import toy_data
 
@@ -286,15 +287,12 @@ def test_an_agent_of_a_bench_goes_on_where_it_was_killed(tmp_path, monkeypatch):
 
 # Scripts --------------------------------------------------------------------------------------------------------------
 
-def test_a_sweep_of_a_script(data, tmp_path, monkeypatch):
+def test_a_sweep_of_a_script(data, tmp_path):
     pytest.importorskip("rliable")
     values = {"script": SCRIPT.replace("standin", "{agent}"), "agents": {"standin": {"agent": "coptidice"}},
               "arguments": {"update_steps": 20, "cost_limit": 35}, "tasks": [TASK], "attacks": ["trigger_backdoor"],
               "rates": [0.2], "methods": ["fine_tune"], "seeds": [3], "budget": 0.2, "episodes": 2}
     path, out = written(tmp_path, values), tmp_path / "out"
-    text = run(command(path, data, out), status=2, STANDIN_FAILS="3")
-    assert "2 of 2 cells failed" in text and "so there is no table" in text
-    assert "status 3 of: cd {}".format(out / "runs") in text and "--poison=trigger_backdoor" in text
     run(command(path, data, out))
     report = json.loads((out / "sweep.json").read_text())
     assert [(row["method"], row["cost_limit"], row["triggered"]) for row in report["rows"]] == [
@@ -307,6 +305,45 @@ def test_a_sweep_of_a_script(data, tmp_path, monkeypatch):
         written_report["more_agents"]["poisoned, with the trigger"]["episodes"]["cost"])
     assert written_report["updates"]["unlearn"] == 4 and written_report["attack"]["seed"] == 3
     assert rundir.read_config(folder)["seed"] == 3 and rundir.read_config(folder)["update_steps"] == 20
+
+
+def test_a_script_that_fails_is_shown_with_its_command(tmp_path):
+    script, folder = tmp_path / "script.py", tmp_path / "a folder"
+    script.write_text("import sys; print('last words'); sys.exit(3)")
+    folder.mkdir()
+    with pytest.raises(RunError) as error:
+        scripts.call([str(script), "--x=a b"], str(folder))
+    text = "status 3 of: cd '{}' && {} -m osrl_unlearn {} '--x=a b': last words".format(folder, sys.executable, script)
+    assert text in str(error.value) and (folder / "log.txt").read_text() == "last words\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_a_script_ends_with_the_process_that_runs_it_and_only_with_it(tmp_path):
+    (tmp_path / "script.py").write_text("import os, time\nopen('pid.part', 'w').write(str(os.getpid()))\n"
+                                        "os.rename('pid.part', 'pid')\ntime.sleep(120)")
+    worker = os.fork()
+    if worker == 0:
+        try:
+            scripts.call(["script.py"], str(tmp_path))
+        finally:
+            os._exit(0)
+    try:
+        wait_for((tmp_path / "pid").exists)
+        script = int((tmp_path / "pid").read_text())
+        for number in (signal.SIGTERM, signal.SIGUSR2):  # SLURM signals every process of a job
+            os.kill(script, number)
+        time.sleep(0.3)
+        os.kill(script, 0)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+    def gone():
+        with open("/proc/{}/stat".format(script)) as file:
+            return file.read().rpartition(")")[2].split()[0] in "ZX"
+
+    with contextlib.suppress(FileNotFoundError):
+        wait_for(gone, 20)
 
 
 # Benches --------------------------------------------------------------------------------------------------------------
@@ -343,7 +380,6 @@ def test_a_sweep_may_hold_the_suite_of_a_bench(data, tmp_path, capsys):
 # submitit -------------------------------------------------------------------------------------------------------------
 
 def computing(name, out, parameters=()):
-    import functools
     return functools.partial(cluster.compute, executor=cluster.executor(name, dict(parameters), str(out)))
 
 
@@ -389,8 +425,7 @@ def test_a_preempted_local_job_is_requeued(tmp_path, importable):
     job = cluster.executor("local", {}, str(tmp_path)).submit(cluster.Job(FUNCTION, {"x": 3, "sleep": 2},
                                                                          str(tmp_path)))
     wait_for((tmp_path / "calls").exists)
-    signalled = subprocess.run(["pgrep", "-P", str(job.job_id)], stdout=subprocess.PIPE, universal_newlines=True)
-    os.kill(int(signalled.stdout), signal.SIGUSR2)  # what SLURM sends to a job that is preempted
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR2)  # what SLURM sends to a job that is preempted
     assert job.result() is None and runner.finished({"x": 3, "sleep": 2}, str(tmp_path))["square"] == 9
     assert (tmp_path / "calls").read_text() == "3\n3\n" and "Requeued job" in job.stderr() + job.stdout()
 
@@ -510,5 +545,16 @@ def test_a_sweep_on_slurm_survives_preemption_and_the_death_of_its_parent(data, 
         slurm("scontrol", "update", "JobId=" + job, "StartTime=now")  # SLURM would let it wait for two minutes
         run(command(path, data, out, "--cluster", "slurm"), **variables)
         assert "Restarts=1" in slurm("scontrol", "show", "job", job)
+
+        monkeypatch.setenv("SLURM_CONF", environment["SLURM_CONF"])
+        cells = [{"x": 1, "sleep": 300}]
+        lost = cluster.executor("slurm", {}, str(tmp_path)).submit(cluster.Job(FUNCTION, cells[0], str(tmp_path)))
+        assert cluster._over([lost], "slurm") == []
+        slurm("scancel", lost.job_id)
+        wait_for(lambda: cluster._over([lost], "slurm") == [lost])
+        assert "the job ended without a result" in cluster._error(lost, cells[0], str(tmp_path))
+        with pytest.raises(EnvironmentProblem, match="cannot be submitted: .*partition"):
+            runner.run_cells(cells, FUNCTION, str(tmp_path), 1, computing("slurm", tmp_path, {
+                "slurm_partition": "nothing"}))
     assert here(path, data, tmp_path / "here") == 0
     assert (out / "sweep.md").read_bytes() == (tmp_path / "here" / "sweep.md").read_bytes()

@@ -60,7 +60,7 @@ def compute(todo, total, function, out, jobs, executor):
             while waiting or running:
                 while waiting and len(running) < jobs:
                     cell = waiting.pop()
-                    running[executor.submit(Job(function, cell, out))] = cell
+                    running[_submit(executor, Job(function, cell, out))] = cell
                 over = _over(running, executor.cluster)
                 for job in over:
                     cell = running.pop(job)
@@ -76,6 +76,15 @@ def compute(todo, total, function, out, jobs, executor):
                 job.cancel(check=False)
             raise
     return failures
+
+
+def _submit(executor, job):
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    try:
+        return executor.submit(job)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise EnvironmentProblem("--cluster {}: a job cannot be submitted: {}".format(
+            executor.cluster, " ".join(str(error).split())))
 
 
 def _over(running, cluster):
