@@ -19,6 +19,7 @@ COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "collect": ("osrl_unlearn.collect", "make a dataset with fast-safe-rl"),
     "demo": ("osrl_unlearn.commands.demo", "poison, train, unlearn and compare on the shipped dataset"),
     "bench": ("osrl_unlearn.commands.bench", "measure many agents and make tables: which attacks harm"),
+    "sweep": ("osrl_unlearn.commands.sweep", "run a grid of agents, tasks, attacks, methods, seeds, here or on SLURM"),
     "report": ("osrl_unlearn.commands.report", "write one HTML file about unlearned agents, and the same as Markdown"),
     "plugins": ("osrl_unlearn.commands.plugins", "list attacks, detectors, methods and adapters, with their origin"),
     "patch": ("osrl_unlearn.commands.patch", "patch a checkout of OSRL, so that plain python takes our flags"),

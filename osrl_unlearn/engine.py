@@ -11,7 +11,7 @@ from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.views import forget_and_retain
 from osrl_unlearn.errors import ConfigError
-from osrl_unlearn.generators import private_torch
+from osrl_unlearn.generators import private_torch, set_torch_states, torch_states
 from osrl_unlearn.methods.base import Context
 from osrl_unlearn.methods.gate import SafetyGate
 from osrl_unlearn.options import parse
@@ -139,18 +139,30 @@ def unlearn(trainer, data, forget: ForgetManifest, *, method="safe_rule", option
 
 
 def train(adapter, data, *, steps, batch_size=256, seed=0, rows=None, reward_scale=1.0, cost_scale=1.0, progress=True,
-          label="train", on_step: Callable = lambda done: None):
+          label="train", on_step: Callable = lambda done, state: None, resume=None):
     """OSRL's own updates on ``rows`` (default: all) of ``data``; returns the seconds they took.
 
-    ``on_step`` is called after every update with the number of updates so far.
+    ``on_step`` is called after every update with the number of updates so far, and with a function that returns all
+    that is needed to go on from there: given back as ``resume``, with everything else as it was, the training ends with
+    the same weights as if it had not been stopped.
     """
     store = adapter.store(data, reward_scale, cost_scale)
     view = store.view(store.rows if rows is None else np.intersect1d(rows, store.rows), seed, True)
     with private_torch(seed, adapter.device):
-        adapter.reset()
-        adapter.set_data_constants(view)
-        started = time.perf_counter()
-        for step in trange(steps, desc=label, disable=not progress, dynamic_ncols=True):
+        done, spent = 0, 0.0
+        if resume is None:
+            adapter.reset()
+            adapter.set_data_constants(view)
+        else:
+            done, spent = resume["done"], resume["seconds"]
+            adapter.restore(resume["agent"])
+            view.set_state(resume["view"])
+            set_torch_states(resume["torch"], adapter.device)
+        started = time.perf_counter() - spent
+        for step in trange(done, steps, desc=label, initial=done, total=steps, disable=not progress,
+                           dynamic_ncols=True):
             adapter.update(view.batch(batch_size))
-            on_step(step + 1)
+            on_step(step + 1, lambda: {
+                "done": step + 1, "seconds": time.perf_counter() - started, "agent": adapter.state(),
+                "view": view.state(), "torch": torch_states(adapter.device)})
     return time.perf_counter() - started

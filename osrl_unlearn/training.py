@@ -1,6 +1,7 @@
 """Train an agent on data that are already in memory, and keep it as a run directory."""
 import dataclasses
 import os
+import time
 
 import yaml
 
@@ -8,6 +9,8 @@ from osrl_unlearn import rundir
 from osrl_unlearn.engine import train
 from osrl_unlearn.errors import RunError
 from osrl_unlearn.files import load_tensors, save_tensors, write_text
+
+SAVE_EVERY = 60.0  # seconds: what a training loses at most that is killed
 
 
 def checkpoint_path(folder, updates):
@@ -17,6 +20,8 @@ def checkpoint_path(folder, updates):
 
 def trained(folder, cls, env, agent, data, *, rows=None, manifest=None, attack_state=None, keep=(), progress=True):
     """The agent of the run directory ``folder``: loaded, or trained and saved there if it is not finished.
+
+    A training that was killed goes on from what it last saved, and ends with the same weights.
 
     Args:
         cls: the agent's :class:`~osrl_unlearn.adapters.base.Adapter`.
@@ -43,13 +48,24 @@ def trained(folder, cls, env, agent, data, *, rows=None, manifest=None, attack_s
         adapter.restore(state["hidden"])
         return adapter, state["train_seconds"]
 
-    def on_step(done):
+    half, resume = os.path.join(folder, "osrl_unlearn", "training.pt"), None
+    if os.path.isfile(half):
+        saved = load_tensors(half)
+        resume = saved["training"] if saved["about"] == about else None
+    last = time.monotonic()
+
+    def on_step(done, state):
+        nonlocal last
         if done in keep:
             save_tensors(checkpoint_path(folder, done), {"model_state": adapter.model.state_dict()})
+        if time.monotonic() - last >= SAVE_EVERY:
+            save_tensors(half, {"about": about, "training": state()})
+            last = time.monotonic()
 
     seconds = train(adapter, data, steps=agent["update_steps"], batch_size=agent["batch_size"], seed=agent["seed"],
                     rows=rows, reward_scale=agent["reward_scale"], cost_scale=agent["cost_scale"], progress=progress,
-                    label="train " + os.path.basename(folder), on_step=on_step)
+                    label="train " + os.path.basename(folder), on_step=on_step,
+                    resume=resume)
     write_text(path, about)
     if manifest is not None:
         dataclasses.replace(manifest, reward_scale=agent["reward_scale"], cost_scale=agent["cost_scale"],
@@ -61,4 +77,6 @@ def trained(folder, cls, env, agent, data, *, rows=None, manifest=None, attack_s
         adapter, updates=agent["update_steps"], batch_size=agent["batch_size"], train_seconds=seconds,
         reward_scale=agent["reward_scale"], cost_scale=agent["cost_scale"],
         dataset=None if manifest is None else manifest.dataset))
+    if os.path.exists(half):
+        os.unlink(half)
     return adapter, seconds

@@ -14,10 +14,14 @@ SUITE = {"seeds": [0], "evaluation": {"last": 2, "every": 10, "episodes": 1},
 
 
 def square(cell, out):
-    """A bench's function: notes that it was called, and does what the cell says."""
+    """A bench's function: notes that it was called, and by which process, and does what the cell says."""
+    with open(os.path.join(out, "pid"), "w") as file:
+        file.write(str(os.getpid()))
     with open(os.path.join(out, "calls"), "a") as file:
         file.write("{}\n".format(cell["x"]))
     time.sleep(cell.get("sleep", 0))
+    if "needs" in cell and not os.path.exists(cell["needs"]):
+        raise ConfigError("no file at {}".format(cell["needs"]))
     if cell.get("die"):
         os._exit(1)
     if cell.get("error"):

@@ -262,7 +262,7 @@ def test_trajectories_that_are_withdrawn(fails, run_dir, tmp_path):
     (tmp_path / "ids.json").write_text("[3, 420]")
     fails("unlearn", str(run_dir), "--forget", str(tmp_path / "ids.json"), match="no trajectory 420")
     (tmp_path / "ids.json").write_text("[3, x]")
-    fails("unlearn", str(run_dir), "--forget", str(tmp_path / "ids.json"), match="or trajectory numbers, 0 or more; found 'x'")
+    fails("unlearn", str(run_dir), "--forget", str(tmp_path / "ids.json"), match="numbers, 0 or more; found 'x'")
 
 
 def test_the_exit_status_of_a_command_after_ctrl_c_and_after_a_wrong_option(monkeypatch, capfd):

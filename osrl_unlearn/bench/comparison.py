@@ -17,7 +17,7 @@ from osrl_unlearn.bench import agents, intervals, output, partial, tables
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.measures import RELEARNING
 from osrl_unlearn.bench.unlearning import FULL_PRICE, RETRAIN
-from osrl_unlearn.registry import ADAPTERS, METHODS, nearest
+from osrl_unlearn.registry import nearest
 
 AGAIN = 1000  # added to the seed of the second retrained agent
 SEQUENCE = 5  # requests, each with a fifth of the budget
@@ -88,11 +88,7 @@ class ComparisonSuite(suites.Suite):
         """Labels of the methods of which ``part`` of MEASUREMENTS is measured in the setting ``name``."""
         measurement = self.measure.get(part, Measurement([]))
         return [label for label in measurement.methods if name in (measurement.only or [name])
-                and self.fits((self.ablations if part == "ablations" else self.methods)[label], name)]
-
-    def fits(self, method, name):
-        """Whether a method can work with the agent of the setting ``name``."""
-        return METHODS.load(method.name).requires <= ADAPTERS.load(self.settings[name].agent["name"]).capabilities
+                and suites.fits((self.ablations if part == "ablations" else self.methods)[label], self.settings[name])]
 
 
 def run(path, args):
@@ -145,7 +141,7 @@ def asked(suite, name, seed):
         out["distance", "retrained again", None] = {"kind": "distance", "method": RETRAIN,
                                                     "unlearning_seed": seed + AGAIN}
     for label, method in suite.methods.items():
-        if suite.fits(method, name):
+        if suites.fits(method, suite.settings[name]):
             out["method", label, method.budget] = {"method": dataclasses.asdict(method), "screen": False}
     for label in suite.measured("curve", name):
         for budget in suite.curve:

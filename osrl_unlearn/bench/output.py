@@ -1,10 +1,11 @@
 """What every bench does around its cells: read the suite, compute, write NAME.json, .jsonl, .md and .png."""
 import dataclasses
+import functools
 import json
 import os
 import sys
 
-from osrl_unlearn.bench import runner
+from osrl_unlearn.bench import cluster, runner
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.data.manifest import versions
 from osrl_unlearn.errors import ConfigError
@@ -32,7 +33,9 @@ def run(name, suite, args, *, plan, function, aggregate, text, draw=lambda repor
         results = [runner.finished(cell, args.out) for cell in cells.values()]
     else:
         suites.check_agents(suite)
-        results = runner.run_cells(list(cells.values()), function, args.out, args.jobs)
+        compute = args.cluster and functools.partial(
+            cluster.compute, executor=cluster.executor(args.cluster, args.parameters, args.out))
+        results = runner.run_cells(list(cells.values()), function, args.out, args.jobs, compute)
     results = dict(zip(cells, results))
     done = sum(result is not None for result in results.values())
     if not done:

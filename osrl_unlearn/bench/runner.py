@@ -10,6 +10,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -22,10 +23,10 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from osrl_unlearn import status
-from osrl_unlearn.errors import EnvironmentProblem, OsrlUnlearnError
+from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
 from osrl_unlearn.files import write_json
 
-UNKEYED = ("label", "path")  # what a cell is called, and where its dataset is, changes no result
+UNKEYED = ("label", "path", "script")  # what a cell is called, and where its files are, changes no result
 
 
 def key(cell):
@@ -34,7 +35,7 @@ def key(cell):
 
 
 def identity(cell):
-    """All of ``cell`` but "label" and "path"."""
+    """All of ``cell`` but UNKEYED."""
     return {name: value for name, value in cell.items() if name not in UNKEYED}
 
 
@@ -71,26 +72,58 @@ def locked(path):
         yield
 
 
-def run_cells(cells, function, out, jobs=1):
+def run_cells(cells, function, out, jobs=1, compute=None):
     """The results of ``cells``, in their order; None for those that failed, which are listed on stderr.
 
     Args:
         cells: dictionaries of plain values; "label" is for people, "path" for ``function``, all else is the identity.
         function: "module:function"; called as function(cell, out), it returns a result that JSON can hold.
         out: folder of the results. What the workers print, and tracebacks, go to ``out``/bench.log.
-        jobs: number of worker processes.
+        jobs: number of cells that are computed at the same time.
+        compute: (cells, number of all cells, function, out, jobs) -> [(cell, error in one line)] of those that failed;
+            default: in processes of this machine. It calls :func:`work` for every cell.
 
     Raises KeyboardInterrupt after Ctrl-C; finished cells are kept.
     """
     results = {key(cell): finished(cell, out) for cell in cells}
     todo = list({key(cell): cell for cell in cells if results[key(cell)] is None}.values())
-    failures = _compute(todo, len(results), function, out, jobs) if todo else []
+    failures = []
+    if todo:
+        os.makedirs(out, exist_ok=True)
+        os.environ["OMP_NUM_THREADS"] = "1"  # one thread per cell; read when a process starts
+        failures = (compute or _compute)(todo, len(results), function, out, jobs)
     if failures:
-        print("osrl-unlearn: {} of {} cells failed (tracebacks: {}); run again to repeat them".format(
-            len(failures), len(results), _log(out)), file=sys.stderr)
-        for label, error in sorted(failures):
-            print("  {}: {}".format(label, error), file=sys.stderr)
+        logs = _log(out) if compute is None else os.path.join(out, "jobs")
+        print("osrl-unlearn: {} of {} cells failed (tracebacks: {}); run again to repeat them, or one with the command "
+              "below it".format(len(failures), len(results), logs), file=sys.stderr)
+        for cell, error in sorted(failures, key=lambda failure: _label(failure[0])):
+            write_json(_failed(cell, out), {"function": function, "cell": cell})
+            print("  {}: {}\n    osrl-unlearn sweep --repeat {}".format(
+                _label(cell), error, shlex.quote(_failed(cell, out))), file=sys.stderr)
     return [finished(cell, out) for cell in cells]
+
+
+def repeat(path):
+    """Compute the cell that failed, of which :func:`run_cells` has left the file ``path``; returns its error or None.
+
+    Raises ConfigError if there is no such file.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            failed = json.load(file)
+        function, cell = failed["function"], failed["cell"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError("--repeat {}: expected OUT/failed/KEY.json of a cell that failed ({}); one that is finished "
+                          "has none".format(path, str(error)[:100]))
+    return work(function, cell, os.path.dirname(os.path.dirname(os.path.abspath(path))))
+
+
+def _label(cell):
+    return cell.get("label", key(cell))
+
+
+def _failed(cell, out):
+    return os.path.join(out, "failed", key(cell) + ".json")
 
 
 def _log(out):
@@ -98,8 +131,6 @@ def _log(out):
 
 
 def _compute(todo, total, function, out, jobs):
-    os.makedirs(out, exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # one thread per worker; read when a worker starts
     others, failures = set(multiprocessing.active_children()), []
     with ProcessPoolExecutor(min(jobs, len(todo)), multiprocessing.get_context("spawn"), _start_worker,
                              (_log(out),)) as pool, \
@@ -108,14 +139,14 @@ def _compute(todo, total, function, out, jobs):
         # Workers inherit this: after Ctrl-C they are ended by us and print nothing.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            futures = {pool.submit(_work, function, cell, out): cell for cell in todo}
+            futures = {pool.submit(work, function, cell, out): cell for cell in todo}
         finally:
             signal.signal(signal.SIGINT, before)
         try:
             for future in as_completed(futures):
                 error = future.result()
                 if error is not None:
-                    failures.append((futures[future].get("label", key(futures[future])), error))
+                    failures.append((futures[future], error))
                     bar.set_postfix(failed=len(failures))
                 bar.update()
         except BaseException as error:
@@ -139,16 +170,24 @@ def _start_worker(log):
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
-def _work(function, cell, out):
-    """Compute and save one result; returns None, or the error in one line."""
+def work(function, cell, out):
+    """Compute and save one result, unless it is there; returns None, or the error in one line.
+
+    Of several processes that are given the same cell, one computes it and the others wait: the job of an earlier run
+    may still be there.
+    """
     started = time.perf_counter()
     try:
-        module, _, name = function.partition(":")
-        result = getattr(importlib.import_module(module), name)(cell, out)
-        write_json(_path(cell, out), {"cell": identity(cell), "result": result,
-                                      "seconds": time.perf_counter() - started})
+        with locked(_path(cell, out)):
+            if finished(cell, out) is None:
+                module, _, name = function.partition(":")
+                result = getattr(importlib.import_module(module), name)(cell, out)
+                write_json(_path(cell, out), {"cell": identity(cell), "result": result,
+                                              "seconds": time.perf_counter() - started})
+        if os.path.exists(_failed(cell, out)):
+            os.unlink(_failed(cell, out))
     except Exception as error:
-        print("{}:\n{}".format(cell.get("label", key(cell)), traceback.format_exc()), file=sys.stderr, flush=True)
+        print("{}:\n{}".format(_label(cell), traceback.format_exc()), file=sys.stderr, flush=True)
         text = (str(error).splitlines() or [""])[0]
         return text if isinstance(error, OsrlUnlearnError) else "{}: {}".format(type(error).__name__, text)
     return None

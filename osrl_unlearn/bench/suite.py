@@ -11,7 +11,7 @@ from osrl_unlearn.attacks.base import Attack
 from osrl_unlearn.data.trajectories import UNITS
 from osrl_unlearn.errors import ConfigError, DataError
 from osrl_unlearn.options import parse
-from osrl_unlearn.registry import ADAPTERS, ATTACKS, nearest, read_yaml
+from osrl_unlearn.registry import ADAPTERS, ATTACKS, METHODS, nearest, read_yaml
 
 
 @dataclasses.dataclass
@@ -152,17 +152,17 @@ def each(cls, kind, values, defaults=lambda name: {}):
     return out
 
 
-def read(path, only=None, seeds=None, cls=Suite):
-    """The suite of a YAML file; with ``only`` these of its settings, and with other ``seeds``. Raises ConfigError.
+def read(source, only=None, seeds=None, cls=Suite):
+    """The suite of a YAML file, or of what it holds; with ``only`` these of its settings, and with other ``seeds``.
 
-    Agents that are a list are those that configs/bench/agents.yaml calls so.
+    Agents that are a list are those that configs/bench/agents.yaml calls so. Raises ConfigError.
     """
-    values = read_yaml(path)
+    values = dict(source) if isinstance(source, dict) else read_yaml(source)
     for part in ("settings", "agents"):
         if isinstance(values.get(part), list):
-            shared = read_yaml(os.path.join(resources.folder("configs"), "bench", "agents.yaml"))
+            shared = shared_agents()
             values[part] = {name: known(name, shared) for name in values[part]}
-    suite = _parse(cls, values, os.path.basename(path) + ": ")
+    suite = _parse(cls, values, "" if isinstance(source, dict) else os.path.basename(source) + ": ")
     if only:
         suite.select(only)
     if seeds:
@@ -170,11 +170,21 @@ def read(path, only=None, seeds=None, cls=Suite):
     return suite
 
 
+def shared_agents():
+    """{setting: mapping} of configs/bench/agents.yaml."""
+    return read_yaml(os.path.join(resources.folder("configs"), "bench", "agents.yaml"))
+
+
 def known(name, settings):
     """The setting called ``name``. Raises ConfigError if there is none."""
     if name not in settings:
         raise ConfigError("unknown setting '{}': {}".format(name, nearest(name, settings)))
     return settings[name]
+
+
+def fits(method, setting):
+    """Whether a method (of a suite) can work with the agent of a :class:`Setting`."""
+    return METHODS.load(method.name).requires <= ADAPTERS.load(setting.agent["name"]).capabilities
 
 
 def check_agents(suite):
