@@ -49,8 +49,8 @@ def shipped(name, cls=comparison.ComparisonSuite):
 def test_the_shipped_suite_shares_its_agents():
     folders = [{agents.folder(cell, "out") for cell in plan_of(*what).values()}
                for what in ((shipped("unlearning"),), (shipped("attacks", attacks.AttacksSuite), attacks))]
-    # Three of five seeds of three clean and five poisoned agents.
-    assert len(folders[0]) == 5 * 8 and len(folders[0] & folders[1]) == 3 * 8
+    # Three of five seeds of three clean and five poisoned agents; two more of cost_hide and of its clean agents.
+    assert len(folders[0]) == 5 * 8 and len(folders[0] & folders[1]) == 3 * 8 + 2 * 3
 
 
 def test_the_full_suite_needs_a_gpu(monkeypatch):
