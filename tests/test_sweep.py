@@ -79,7 +79,7 @@ def start(arguments, **more):
 def run(arguments, status=0, **more):
     process = start(arguments, **more)
     try:
-        text = process.communicate(timeout=300)[0]
+        text = process.communicate(timeout=900)[0]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
