@@ -68,13 +68,23 @@ def _title(report):
     return "Unlearning report: {} on {}, {}".format(report["agent"], report["task"], report["method"])
 
 
+# The verdicts of a certificate, as sentences; other audits say what they say.
+AUDITED = {"unlearned": "Audit: every claim of the certificate holds, so the agent counts as unlearned",
+           "partly": "Audit: the agent counts as partly unlearned", "not": "Audit: the agent does not count as unlearned"}
+
+
+def _audited(audit):
+    sentence = AUDITED.get(audit["verdict"], "Audit: " + audit["verdict"])
+    return "{} ({}).".format(sentence, audit["reason"]) if audit.get("reason") else sentence
+
+
 def _run(run, level, prefix):
     report = run.report
     rank, sentence = headline(report)
     parts = [{"kind": "verdict", "level": rank, "label": LABELS[rank], "text": sentence}]
     warnings = (report.get("screening") or {}).get("warnings", ())
     parts += [_text("The request to forget looks harmful: {}.".format(warning)) for warning in warnings]
-    parts += [_text("Audit: " + audit["verdict"]) for audit in run.audits.values() if audit.get("verdict")]
+    parts += [_text(_audited(audit)) for audit in run.audits.values() if audit.get("verdict")]
     parts += [_heading(level, "Agents")] + _agents(report)
     drawn = _figures(report, prefix)
     if drawn:

@@ -13,7 +13,7 @@ NUMBERS = {"type": ["array", "null"], "items": {"type": "number"}, "minItems": 2
 AUDIT_SCHEMA = {  # of both
     "type": "object",
     "properties": {
-        "verdict": {"type": "string"},
+        "verdict": {"type": "string"}, "reason": {"type": "string"},
         "metrics": {"type": "object", "additionalProperties": {"type": "object", "properties": {
             "ci95": NUMBERS, "details": {"type": ["object", "null"]}, "not_computed": {"type": "string"}}}},
         "claims": {"type": "array", "items": {"type": "object", "required": ["claim", "holds"], "properties": {
