@@ -107,7 +107,7 @@ def script(cell, out):
     """
     from osrl_unlearn import environments
     found = {name: {"seconds": [], "load": [], "peak_bytes": []} for name in WAYS}
-    with tempfile.TemporaryDirectory(dir=out) as folder:
+    with tempfile.TemporaryDirectory(dir=os.path.abspath(out)) as folder:
         url = environments.make(cell["task"], 0).unwrapped.dataset_url
         repeat_rows(cell["path"], os.path.join(folder, os.path.basename(url)), cell["rows"])
         program, times = os.path.join(folder, "script.py"), os.path.join(folder, "times.json")
@@ -149,7 +149,7 @@ def size(cell, out):
         {"seconds": of the operation, "peak_bytes": of its process}, lists [repetitions], and "file_bytes".
     """
     found = {"seconds": [], "peak_bytes": []}
-    with tempfile.TemporaryDirectory(dir=out) as folder:
+    with tempfile.TemporaryDirectory(dir=os.path.abspath(out)) as folder:
         path, times = os.path.join(folder, "data.hdf5"), os.path.join(folder, "times.json")
         repeat_rows(cell["path"], path, cell["rows"])
         program = "import sys; from osrl_unlearn.bench import processes; processes.operate(*sys.argv[1:])"

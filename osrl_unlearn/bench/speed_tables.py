@@ -43,9 +43,9 @@ def text(report):
                       for row in report["script"]],
                       ["started with", "seconds", "ratio", "loading, seconds", "ratio", "peak memory, MB", "ratio"])]
     if report["sizes"]:
-        parts += ["## Large files", "Poisoning (`cost_hide`, a tenth of the trajectories): one file into another. Splitting: "
-                  "into forget set and retain set. Detection: with the ensemble. Memory: the peak of the process, "
-                  "Python and its libraries and mapped pages of the file included. Time per row: against the next "
+        parts += ["## Large files", "Poisoning (`cost_hide`, a tenth of the trajectories): one file into another. "
+                  "Splitting: into forget set and retain set. Detection: with the ensemble. Memory: the peak of the "
+                  "process, with Python, its libraries and what is mapped of the file. Time per row: against the next "
                   "smaller size, 1 is linear.", markdown_table([
                       [row["operation"], "{:,}".format(row["rows"]), number(row["seconds"]), number(row["per_million"]),
                        "" if row["per_row"] is None else "{:.2f}x".format(row["per_row"]),
