@@ -33,6 +33,7 @@ import time
 import bullet_safety_gym  # noqa
 import dsrl  # noqa
 import gymnasium as gym
+import matplotlib.pyplot  # noqa: DSRL does this while it loads data
 import torch
 from dsrl.offline_env import OfflineEnvWrapper, wrap_env
 from fsrl.utils import DummyLogger

@@ -26,12 +26,13 @@ MILLION = 1_000_000
 
 @dataclasses.dataclass
 class SpeedSuite:
-    """What is measured on the dataset of ``task``, each ``repetitions`` times. A part that is not there is left out.
+    """What is measured on the dataset of ``task``, ``repetitions`` times. A part that is not there is left out.
 
     ``loops``: {agent: changes of OSRL's own settings (configs/agents)}, ``updates`` at a time, with ``threads`` of
     torch, on ``device``. ``agents``: settings as in the suite of ``bench attacks``, retrained, and unlearned at the
     ``shares`` of the trajectories with ``budget`` of the updates. ``script``: rows of the dataset that a training
-    script loads, with the plugin and without. ``sizes``: rows of the files that are poisoned, split and searched.
+    script loads, with the plugin and without. ``sizes``: {rows of a file that is poisoned, split and searched: how
+    often}.
     """
     task: str
     repetitions: int
@@ -44,15 +45,15 @@ class SpeedSuite:
     shares: list = dataclasses.field(default_factory=lambda: [0.1])
     budget: float = 0.01
     script: int = 0
-    sizes: list = dataclasses.field(default_factory=list)
+    sizes: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if min(self.repetitions, self.updates, self.threads) < 1 or not self.budget > 0:
             raise ValueError("repetitions, updates, threads and budget must be positive")
         if not self.shares or not all(0 < share < 1 for share in self.shares):
             raise ValueError("shares must be between 0 and 1, at least one, got {}".format(self.shares))
-        if not all(type(rows) is int and rows > 0 for rows in self.sizes):
-            raise ValueError("sizes must be numbers of rows, got {}".format(self.sizes))
+        if not all(type(number) is int and number > 0 for item in self.sizes.items() for number in item):
+            raise ValueError("sizes must be numbers of rows with numbers of repetitions, got {}".format(self.sizes))
         self.agents = suites.each(suites.Setting, "agents", self.agents, lambda name: {"evaluation": self.evaluation})
         self.configurations()
 
@@ -110,9 +111,9 @@ def plan(suite, files, hashes):
                                                       budget=suite.budget, label="unlearning of " + name))
     if suite.script:
         cells["script",] = dict(base, kind="script", rows=suite.script, updates=SCRIPT_UPDATES, label="script")
-    for rows, operation in itertools.product(suite.sizes, OPERATIONS):
+    for (rows, repetitions), operation in itertools.product(suite.sizes.items(), OPERATIONS):
         cells["size", operation, rows] = dict(base, kind="size", rows=rows, operation=operation,
-                                              label="{} {:,} rows".format(operation, rows))
+                                              repetitions=repetitions, label="{} {:,} rows".format(operation, rows))
     return cells
 
 

@@ -9,8 +9,9 @@ from osrl_unlearn.evaluate.report import markdown_table, panels
 
 def text(report):
     """The tables as Markdown."""
-    parts = ["# Speed", "Medians over {} repetitions [lowest, highest]. What is compared took turns in one run; ratios "
-             "are taken within each repetition.".format(report["suite"]["repetitions"]), _about(report)]
+    parts = ["# Speed", "Medians [lowest, highest] over {} repetitions, on files as many as the table says. What is "
+             "compared took turns in one run; ratios are taken within each repetition.".format(
+                 report["suite"]["repetitions"]), _about(report)]
     if report["goals"]:
         parts += ["## Goals", markdown_table([
             [row["goal"], times(row["found"]), "{} {:.2f}".format("<=" if row["most"] else ">=", row["bound"]),
@@ -49,10 +50,10 @@ def text(report):
                   "smaller size, 1 is linear.", markdown_table([
                       [row["operation"], "{:,}".format(row["rows"]), number(row["seconds"]), number(row["per_million"]),
                        "" if row["per_row"] is None else "{:.2f}x".format(row["per_row"]),
-                       number(row["peak_bytes"], 1e6), "{:,.0f}".format(row["file_bytes"] / 1e6)]
+                       number(row["peak_bytes"], 1e6), "{:,.0f}".format(row["file_bytes"] / 1e6), row["seconds"]["n"]]
                       for row in report["sizes"]],
                       ["operation", "rows", "seconds", "seconds per million rows", "time per row", "peak memory, MB",
-                       "file, MB"])]
+                       "file, MB", "repetitions"])]
     return "\n\n".join(parts)
 
 
