@@ -111,8 +111,8 @@ def test_html_and_markdown_say_the_same(single):
     for expected in (
             "of {})".format(len(costs)), "({} of 20)".format(over), "d" * 64, "not recorded", "a" * 64,
             "forget_share = 0.6", "torch 1.13.1", "12,400 rows in 62 trajectories", "cost limit is 40 per episode",
-            "Audit: One claim does not hold.",
-            "Audit: the agent does not count as unlearned (fails: no_member).", "rows cannot be told apart", "AUC above 0.6", "not decided",
+            "Audit: One claim does not hold.", "Audit: the agent does not count as unlearned (fails: no_member).",
+            "rows cannot be told apart", "AUC above 0.6", "not decided",
             "0.712 [0.650, 0.770]", "rows: 2,000", "because there is no retrained agent", "the hash is recorded",
             "The environment is a stand-in.", "They say nothing of other training seeds",
             "Not computed: the agent's behaviour under a trigger", "Not computed: the screening"):

@@ -16,6 +16,7 @@ BENCHES = {  # name: (module with run(suite, args), help)
     "detection": ("osrl_unlearn.bench.detection", "which attack is found in the data when nobody names it"),
     "audit": ("osrl_unlearn.bench.audit", "what an audit says of agents of which the truth is known"),
     "requests": ("osrl_unlearn.bench.requests", "which requests to forget are warned of, and what they do"),
+    "speed": ("osrl_unlearn.bench.speed", "how fast training, unlearning and work on large files are; runs alone"),
 }
 SHIPPED = {"small": ".yaml", "full": "_full.yaml"}
 QUEUE = 256  # jobs that a cluster is given at once

@@ -1,16 +1,14 @@
 """``osrl-unlearn detect``: find a forget set when nobody names one, or look at one that was found."""
 import os
 
-import h5py
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from osrl_unlearn import environments, rundir
 from osrl_unlearn.commands.unlearn import load_data, own_manifest
-from osrl_unlearn.data.dataset import check_arrays, check_file
+from osrl_unlearn.data.dataset import check_arrays, check_file, read_columns
 from osrl_unlearn.data.manifest import ForgetManifest
-from osrl_unlearn.data.poison import REQUIRED
 from osrl_unlearn.detection import check_fdr, describe, detect, make_detector
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.evaluate.report import GREY, VERMILLION, format_table
@@ -78,9 +76,7 @@ def load(args):
         data, ids = environments.load(env, {"task": args.task}, path)
         return data, ids, {"task": args.task, "dataset": path}
     check_file(args.dataset)
-    with h5py.File(args.dataset, "r") as file:
-        data = {key: file[key][()] if file[key].ndim == 1 or key in ("observations", "next_observations", "actions")
-                else file[key][:, 0] for key in REQUIRED}
+    data = read_columns(args.dataset)
     check_arrays(data, args.dataset)
     return data, None, {"dataset": os.path.abspath(args.dataset)}
 

@@ -15,6 +15,7 @@ from osrl_unlearn.status import say
 # Where DSRL's repository points to since its first server has been unreliable; PyPI's dsrl 0.1.0 does not know it.
 MIRROR = "https://huggingface.co/datasets/YYY-45/DSRL/resolve/main/"
 SHIPPED = {"OfflineBallCircle-v0": "BallCircle.hdf5"}
+MATRICES = ("observations", "next_observations", "actions")
 TIMEOUT = 10  # seconds without an answer before the next source is tried
 
 
@@ -36,7 +37,7 @@ def check_file(path, task=None, observation_shape=None, action_shape=None):
                         "--dataset".format(path, str(error).splitlines()[0][:120]))
     rows = shapes["observations"][0] if shapes["observations"] else 0
     for key, shape in shapes.items():
-        columns = 2 if key in ("observations", "next_observations", "actions") else 1
+        columns = 2 if key in MATRICES else 1
         flat = shape[:1] if len(shape) == 2 and shape[1] == 1 and columns == 1 else shape
         if len(flat) != columns or flat[0] != rows or not rows:
             raise DataError("{}: '{}' has shape {}, expected {} with the same number of rows everywhere".format(
@@ -52,6 +53,25 @@ def check_file(path, task=None, observation_shape=None, action_shape=None):
         raise DataError("{} is not a dataset of {}: it was made for {}, with observations {} and actions {}".format(
             path, task or "this task", made_for or "another task", list(shapes["observations"][1:]),
             list(shapes["actions"][1:])))
+
+
+def read_columns(path):
+    """The columns of a DSRL file (see :func:`check_file`) as {name: array}, shapes [rows] and [rows, dim].
+
+    Columns that lie in the file in one piece and uncompressed are not read but mapped into memory, so that they may be
+    larger than it; what is written into such an array does not reach the file.
+    """
+    mapped, out = {}, {}
+    with h5py.File(path, "r") as file:
+        for key in REQUIRED:
+            column = file[key]
+            if column.chunks is None and column.id.get_offset() is not None:
+                mapped[key] = column.dtype, column.id.get_offset(), column.shape
+            else:
+                out[key] = column[()]
+    for key, (dtype, offset, shape) in mapped.items():
+        out[key] = np.asarray(np.memmap(path, dtype, "c", offset, shape))
+    return {key: column if column.ndim == 1 or key in MATRICES else column[:, 0] for key, column in out.items()}
 
 
 def check_arrays(data, path):

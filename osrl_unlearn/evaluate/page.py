@@ -70,7 +70,8 @@ def _title(report):
 
 # The verdicts of a certificate, as sentences; other audits say what they say.
 AUDITED = {"unlearned": "Audit: every claim of the certificate holds, so the agent counts as unlearned",
-           "partly": "Audit: the agent counts as partly unlearned", "not": "Audit: the agent does not count as unlearned"}
+           "partly": "Audit: the agent counts as partly unlearned",
+           "not": "Audit: the agent does not count as unlearned"}
 
 
 def _audited(audit):
