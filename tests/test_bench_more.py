@@ -200,7 +200,7 @@ def test_agents_are_shared_with_the_bench_of_attacks(name, cls):
         tasks = {setting.task for setting in suite.everything().values()}
         cells = bench.plan(suite, dict.fromkeys(tasks, "file"), {task: task for task in tasks})
         return {agents.folder(c, "out") for c in cells.values() if "agent" in c}
-    theirs = folders(attacks, shipped("attacks", suites.Suite))
+    theirs = folders(attacks, shipped("attacks", attacks.AttacksSuite))
     bench = {"partial": partial, "requests": requests}[name]
     assert len(folders(bench, shipped(name, cls)) & theirs) == 3  # reward_bait and camouflage at rate 0.2, three seeds
 

@@ -13,7 +13,6 @@ import traceback
 
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
 from osrl_unlearn.hooks.imports import on_import, package_root
-from osrl_unlearn.status import say
 
 _LINE_FILE = "osrl_unlearn_startup.pth"
 # Python executes this at every start, also in other programs, and also after this package has been uninstalled.
@@ -133,6 +132,7 @@ class _Plain:
         self.patches = self.session.patches()
 
     def _close(self):
+        from osrl_unlearn.status import say
         for note in self.patches.undo():
             say(note)
         self.session = None
