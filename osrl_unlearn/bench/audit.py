@@ -24,10 +24,11 @@ TRUTHS = {  # truth: whether it is that the agent was never trained on the forge
     "trained on it, then trained on": False,
     "values lowered": False,
 }
-FIRST = 1000  # seeds of retrained agents: three for each seed of the suite
+RETRAINED = (None, 1000, 2000)  # added to the seed of the retrained agents; two are those of `bench unlearning`
 MORE = 0.05  # share of the training's updates for which "trained on it, then trained on" goes on with all data
 LOWERED = 3.0  # by how much the fake lowers the values on the forget set, in units of their spread
 STEPS = 500
+OTHER_BATCHES = 1000  # added to the seed of the batches of training on
 
 
 @dataclasses.dataclass
@@ -68,10 +69,10 @@ def audit(cell, out):
     adapter, _, poisoned, trigger = unlearning.load(cell, out)
     original, agent = adapter.state(), cell["agent"]
     retrained = []
-    for number in range(3):
+    for more in RETRAINED:
         adapter.restore(original)
         unlearning.forget(adapter, poisoned, dict(cell, method=unlearning.RETRAIN, forget=None,
-                                                  unlearning_seed=FIRST + 3 * cell["seed"] + number), out)
+                                                  unlearning_seed=more and cell["seed"] + more), out)
         retrained.append(adapter.state())
     adapter.restore(retrained[2] if TRUTHS[cell["truth"]] else original)
     others = [_twin(adapter, cell, state) for state in [original] + retrained[:2]]
@@ -100,8 +101,8 @@ def _twin(adapter, cell, state):
 
 def _train_on(ctx, steps):
     view = ctx.adapter.store(ctx.data, ctx.reward_scale, ctx.cost_scale)
-    view = view.view(view.rows, ctx.seed + FIRST, True)
-    torch.manual_seed(ctx.seed + FIRST)
+    view = view.view(view.rows, ctx.seed + OTHER_BATCHES, True)
+    torch.manual_seed(ctx.seed + OTHER_BATCHES)
     ctx.adapter.model.train()
     for _ in range(steps):
         ctx.adapter.update(view.batch(ctx.batch_size))
