@@ -12,13 +12,12 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 
 import numpy as np
 
 from osrl_unlearn import environments, status
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem
-from osrl_unlearn.files import atomic_path
+from osrl_unlearn.files import atomic_path, check_writable
 from osrl_unlearn.hooks import compat
 
 # Agent class, its settings and those of its updates. The Lagrangian gains and the ten episodes for each update are
@@ -113,15 +112,9 @@ def _check_options(out, trajectories, steps, cost_limits, algorithm, seed):
         raise ConfigError("no algorithm is called {!r}; choose {}".format(algorithm, " or ".join(sorted(ALGORITHMS))))
     if not 0 <= seed < 2**32:
         raise ConfigError("--seed is {}; expected 0 to {}".format(seed, 2**32 - 1))
-    # Found out now, not after an hour of training.
-    try:
-        if os.path.isdir(out):
-            raise IsADirectoryError("it is a folder")
-        folder = os.path.dirname(os.path.abspath(out))
-        os.makedirs(folder, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ConfigError("--out {} cannot be written: {}".format(out, error.strerror or error))
+    if os.path.isdir(out):
+        raise ConfigError("--out {} is a folder: give a file".format(out))
+    check_writable(os.path.dirname(os.path.abspath(out)))
 
 
 def _make_env(task, seed):

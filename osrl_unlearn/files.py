@@ -7,16 +7,35 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from osrl_unlearn.errors import RunError
+from osrl_unlearn.errors import ConfigError, RunError
+
+
+@contextmanager
+def _written(path):
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError("{} cannot be written ({}): choose another place".format(path, error.strerror))
+
+
+def check_writable(folder):
+    """Make ``folder`` if it is not there. Called before long work: raises ConfigError if nothing can be written to it."""
+    with _written(folder):
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextmanager
 def atomic_path(path):
-    """Yield a temporary path in the folder of ``path``; move it into place only if the block succeeds."""
+    """Yield a temporary path in the folder of ``path``; move it into place only if the block succeeds.
+
+    Raises ConfigError if nothing can be written there.
+    """
     path = os.path.abspath(os.fspath(path))
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix="." + os.path.basename(path) + ".",
-                                         suffix=os.path.splitext(path)[1])
+    with _written(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix="." + os.path.basename(path) + ".",
+                                             suffix=os.path.splitext(path)[1])
     os.close(handle)
     # mkstemp makes files private; a result should be as readable as any other file the user writes.
     umask = os.umask(0)

@@ -174,9 +174,9 @@ def test_bad_options(tmp_path, options, word):
 
 def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="--out"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         small(tmp_path / "file" / "a.hdf5")
-    with pytest.raises(ConfigError, match="it is a folder"):
+    with pytest.raises(ConfigError, match="is a folder: give a file"):
         small(tmp_path)
 
 

@@ -9,7 +9,7 @@ from osrl_unlearn.bench import cluster, runner
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.data.manifest import versions
 from osrl_unlearn.errors import ConfigError
-from osrl_unlearn.files import atomic_path, sha256_file, write_json, write_text
+from osrl_unlearn.files import atomic_path, check_writable, sha256_file, write_json, write_text
 
 SMALL = 9  # size of small print in figures, points
 
@@ -33,6 +33,7 @@ def run(name, suite, args, *, plan, function, aggregate, text, draw=lambda repor
         results = [runner.finished(cell, args.out) for cell in cells.values()]
     else:
         suites.check_agents(suite)
+        check_writable(args.out)
         compute = args.cluster and functools.partial(
             cluster.compute, executor=cluster.executor(args.cluster, args.parameters, args.out))
         results = runner.run_cells(list(cells.values()), function, args.out, args.jobs, compute)

@@ -10,6 +10,7 @@ from osrl_unlearn.audit.signature import sign
 from osrl_unlearn.commands.unlearn import load_data, own_manifest
 from osrl_unlearn.errors import ConfigError, RunError
 from osrl_unlearn.evaluate.report import markdown_table
+from osrl_unlearn.files import check_writable
 from osrl_unlearn.registry import METRICS
 from osrl_unlearn.status import say
 
@@ -35,6 +36,7 @@ def main(args):
     settings = {key: getattr(args, key) for key in ("reference", "original", "dataset", "holdout", "forget", "episodes",
                                                     "seed", "device")}
     ctx, files, settings = load(args.run_dir, settings)
+    check_writable(args.run_dir)
     figures = compute(ctx)
     made = certificate.write(args.run_dir, ctx, figures, files, settings)
     if args.sign:

@@ -7,6 +7,7 @@ import numpy as np
 from osrl_unlearn import environments, resources, status
 from osrl_unlearn.data.dataset import SHIPPED
 from osrl_unlearn.data.poison import poison
+from osrl_unlearn.files import check_writable
 from osrl_unlearn.registry import ADAPTERS, read_yaml
 
 AGENTS = ("coptidice", "bcql", "cpq")
@@ -24,6 +25,7 @@ def main(args):
     started = time.perf_counter()
     out = args.out or "demo-{}-seed-{}".format(args.agent, args.seed)
     config = read_yaml(os.path.join(resources.folder("configs"), "demo", args.agent + ".yaml"))
+    check_writable(out)
     text = run_demo(config, args.seed, out, not status.quiet)
     print(text)
     print("{:.1f} minutes; everything is in {}".format((time.perf_counter() - started) / 60, os.path.abspath(out)))

@@ -12,7 +12,7 @@ from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.detection import check_fdr, describe, detect, make_detector
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.evaluate.report import GREY, VERMILLION, format_table
-from osrl_unlearn.files import atomic_path
+from osrl_unlearn.files import atomic_path, check_writable
 from osrl_unlearn.options import assignments
 
 
@@ -47,6 +47,7 @@ def main(args):
     detector = make_detector(args.detector, assignments(args.set))
     if "agent" in detector.needs and not args.run:
         raise ConfigError("the detector '{}' needs a trained agent: give --run RUN_DIR".format(detector.name))
+    check_writable(os.path.dirname(os.path.abspath(args.out)))
     data, ids, about = load(args)
     manifest = detect(data, detector, fdr=args.fdr, seed=args.seed, ids=ids, **about)
     manifest.save(args.out)

@@ -9,7 +9,7 @@ from osrl_unlearn.cli import make_poison
 from osrl_unlearn.data.dataset import check_file
 from osrl_unlearn.data.stream import poison_file
 from osrl_unlearn.errors import ConfigError
-from osrl_unlearn.files import atomic_path, save_tensors
+from osrl_unlearn.files import atomic_path, check_writable, save_tensors
 from osrl_unlearn.options import assignments
 
 
@@ -69,8 +69,7 @@ def _paths(out):
         raise ConfigError("--out {}: expected a name that ends with .hdf5".format(out))
     if not os.path.isdir(folder):
         raise ConfigError("--out {}: there is no folder {}; make it first".format(out, folder))
-    if not os.access(folder, os.W_OK):
-        raise ConfigError("--out {}: the folder {} cannot be written to; choose another".format(out, folder))
+    check_writable(folder)
     paths = [out] + [base + ending for ending in (".json", ".camouflage.json", ".attack.pt")]
     for path in paths:
         if os.path.exists(path):

@@ -207,7 +207,7 @@ def enable():
         try:
             write_text(_in(folder), _LINE)
             return _in(folder)
-        except OSError:
+        except ConfigError:
             continue
     raise ConfigError("cannot write to {}: use a virtual environment of your own, or python -m osrl_unlearn "
                       "SCRIPT, which needs no start-up line".format(" or ".join(folders)))
