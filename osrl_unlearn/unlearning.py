@@ -81,11 +81,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     method = make_method(config.method, config.options)
     steps = budget_steps(method, trained.updates, config.steps, config.budget)
     if reference is None and config.reference:
-        reference = rundir.load(config.reference, adapter.device)
-        if (reference.config["task"], reference.adapter.name) != (trained.task, adapter.name):
-            raise RunError("--unlearn.reference {} holds {} on {}, the agent is {} on {}".format(
-                config.reference, reference.adapter.name, reference.config["task"], adapter.name, trained.task))
-        reference = reference.adapter
+        reference = _reference(config.reference, trained)
     folder, offset = rundir.unlearned_dir(trained.folder, method.name), trained.updates or 0
     about = {"method": method.name, "options": dataclasses.asdict(method.options), "steps": steps,
              "seed": config.seed, "batch_size": trained.batch_size}
@@ -104,12 +100,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     for note in prepared.notes:
         say(note)
     trained = dataclasses.replace(trained, notes=trained.notes + prepared.notes)
-    screening = screen(trained.data, prepared.context.forget.rows.cpu().numpy(), cost_limit=trained.cost_limit,
-                       gamma=adapter.gamma, ids=trained.ids, seed=config.seed)
-    for warning in screening["warnings"]:
-        if config.strict:
-            raise RunError("the request to forget is refused (--unlearn.strict): " + warning)
-        print("osrl-unlearn: warning: " + warning, file=sys.stderr)
+    screening = _screened(trained, prepared.context.forget.rows.cpu().numpy(), config)
     request = dict(about, forget=trained.manifest.digest())
     resume = _resumable(folder, request, model_before)
     constants = normalization(adapter.trainer.env, trained.cost_limit)
@@ -133,15 +124,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
         print("\nosrl-unlearn: interrupted; the agent is in its last accepted state. Run the same unlearning again on "
               "{} to go on from step {}".format(trained.folder, interrupted.state["i"]), file=sys.stderr)
         raise KeyboardInterrupt
-    rundir.complete(folder, None)
-    rundir.save_unlearned(folder, trained.config, about, adapter, rundir.side_state(
-        adapter, updates=offset + outcome.steps, batch_size=trained.batch_size,
-        train_seconds=trained.train_seconds, reward_scale=trained.reward_scale, cost_scale=trained.cost_scale,
-        dataset=trained.manifest.dataset, python_random=trained.python_random))
-    trained.manifest.save(rundir.manifest_path(folder))
-    method.save(folder)
-    if os.path.exists(_resume_path(folder)):
-        os.unlink(_resume_path(folder))
+    _save(folder, trained, about, method, offset + outcome.steps)
     report = _report(trained, config, about, outcome, constants, model_before)
     report["screening"] = screening
     report["poisoned"] = poisoned
@@ -154,14 +137,51 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     if more_agents:
         report["more_agents"] = more_agents
     write_report(folder, report, outcome.trace)
-    last = logs.evaluation(report["unlearned"], constants)
-    logs.write(adapter.trainer.logger, offset + outcome.steps, last)
-    rows = {offset + entry["step"]: [logs.check(entry)] for entry in outcome.trace}
-    rows.setdefault(offset, []).append(logs.evaluation(poisoned, constants))
-    rows.setdefault(offset + outcome.steps, []).append(last)
-    logs.write_progress(folder, trained.folder, rows)
+    _log(folder, trained, report, offset)
     rundir.complete(folder, settings)
     return report, terminal_summary(report, os.path.abspath(folder))
+
+
+def _reference(run_dir, trained):
+    run = rundir.load(run_dir, trained.adapter.device)
+    if (run.config["task"], run.adapter.name) != (trained.task, trained.adapter.name):
+        raise RunError("--unlearn.reference {} holds {} on {}, the agent is {} on {}".format(
+            run_dir, run.adapter.name, run.config["task"], trained.adapter.name, trained.task))
+    return run.adapter
+
+
+def _screened(trained, rows, config):
+    """What :func:`~osrl_unlearn.screening.screen` finds in the request; its warnings are printed, or refused."""
+    screening = screen(trained.data, rows, cost_limit=trained.cost_limit, gamma=trained.adapter.gamma,
+                       ids=trained.ids, seed=config.seed)
+    for warning in screening["warnings"]:
+        if config.strict:
+            raise RunError("the request to forget is refused (--unlearn.strict): " + warning)
+        print("osrl-unlearn: warning: " + warning, file=sys.stderr)
+    return screening
+
+
+def _save(folder, trained, about, method, updates):
+    rundir.complete(folder, None)
+    rundir.save_unlearned(folder, trained.config, about, trained.adapter, rundir.side_state(
+        trained.adapter, updates=updates, batch_size=trained.batch_size, train_seconds=trained.train_seconds,
+        reward_scale=trained.reward_scale, cost_scale=trained.cost_scale, dataset=trained.manifest.dataset,
+        python_random=trained.python_random))
+    trained.manifest.save(rundir.manifest_path(folder))
+    method.save(folder)
+    if os.path.exists(_resume_path(folder)):
+        os.unlink(_resume_path(folder))
+
+
+def _log(folder, trained, report, offset):
+    """The checks and evaluations of a report: the last one for OSRL's logger, which has the others; all to a file."""
+    before, after = (logs.evaluation(report[agent], report["normalization"]) for agent in ("poisoned", "unlearned"))
+    end = offset + report["updates"]["unlearn"]
+    logs.write(trained.adapter.trainer.logger, end, after)
+    rows = {offset + entry["step"]: [logs.check(entry)] for entry in report["trace"]}
+    rows.setdefault(offset, []).append(before)
+    rows.setdefault(end, []).append(after)
+    logs.write_progress(folder, trained.folder, rows)
 
 
 def _report(trained, config, about, outcome, constants, model_before):
