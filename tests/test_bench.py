@@ -14,10 +14,11 @@ from cells import AGENT, SUITE
 from scipy import stats
 
 from osrl_unlearn import cli, resources
-from osrl_unlearn.bench import attacks, intervals, runner
+from osrl_unlearn.bench import attacks, runner
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.commands import bench
 from osrl_unlearn.errors import ConfigError, DataError, EnvironmentProblem
+from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.registry import ATTACKS
 
 HERE = os.path.dirname(os.path.abspath(__file__))

@@ -10,12 +10,13 @@ import yaml
 from cells import AGENT, SUITE
 
 from osrl_unlearn import cli, detection, environments, resources, screening
-from osrl_unlearn.bench import agents, attacks, intervals, output, partial, requests, runner, unlearning
+from osrl_unlearn.bench import agents, attacks, output, partial, requests, runner, unlearning
 from osrl_unlearn.bench import detection as found
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.errors import ConfigError
+from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.testing import toy_data
 
 DATA = resources.folder("datasets")

@@ -11,11 +11,12 @@ import yaml
 from cells import AGENT, SUITE
 
 from osrl_unlearn import cli, resources
-from osrl_unlearn.bench import agents, attacks, comparison, intervals, measures, partial, runner, tables, unlearning
+from osrl_unlearn.bench import agents, attacks, comparison, measures, partial, runner, tables, unlearning
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem
+from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.testing import toy_data
 
 DATA = resources.folder("datasets")

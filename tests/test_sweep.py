@@ -25,11 +25,12 @@ from cells import AGENT, SUITE
 
 from osrl_unlearn import cli, resources, rundir, training
 from osrl_unlearn.adapters import adapt
-from osrl_unlearn.bench import cluster, intervals, runner, scripts, sweep
+from osrl_unlearn.bench import cluster, runner, scripts, sweep
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.commands import bench
 from osrl_unlearn.engine import train
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, RunError
+from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.registry import ADAPTERS
 from osrl_unlearn.testing import toy_data
 

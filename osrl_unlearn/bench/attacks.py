@@ -8,9 +8,10 @@ import dataclasses
 
 from matplotlib.lines import Line2D
 
-from osrl_unlearn.bench import agents, intervals, output
+from osrl_unlearn.bench import agents, output
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.output import number
+from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.evaluate.report import markdown_table, panels
 
 INVALID, DESTROYS, HARMS = "agent not valid when clean", "destroys the agent", "harms"

@@ -13,10 +13,11 @@ from typing import Optional
 
 import numpy as np
 
-from osrl_unlearn.bench import agents, intervals, output, partial, tables
+from osrl_unlearn.bench import agents, output, partial, tables
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.measures import RELEARNING
 from osrl_unlearn.bench.unlearning import FULL_PRICE, RETRAIN
+from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.registry import nearest
 
 AGAIN = 1000  # added to the seed of the second retrained agent

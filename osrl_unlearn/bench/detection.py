@@ -10,9 +10,10 @@ import time
 import numpy as np
 
 from osrl_unlearn import __version__
-from osrl_unlearn.bench import intervals, output
+from osrl_unlearn.bench import output
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.output import number
+from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.evaluate.report import markdown_table, panels
 
 FOUND, PARTLY, NOT_SEEN = "found", "partly found", "not seen"

@@ -64,7 +64,7 @@ def run(name, suite, args, *, plan, function, aggregate, text, draw=lambda repor
 
 
 def number(summary, sign="", digits=1):
-    """A summary of :mod:`~osrl_unlearn.bench.intervals` as "mean [low, high]"; ``sign`` "+" for differences."""
+    """A summary of :mod:`~osrl_unlearn.evaluate.intervals` as "mean [low, high]"; ``sign`` "+" for differences."""
     if summary is None:
         return "-"
     values = [summary["mean"]] + (summary["ci95"] or [])
@@ -79,7 +79,7 @@ def training(setting):
 
 
 def errorbar(ax, x, summary, **style):
-    """A summary of :mod:`~osrl_unlearn.bench.intervals` as a marker with its interval at ``x``."""
+    """A summary of :mod:`~osrl_unlearn.evaluate.intervals` as a marker with its interval at ``x``."""
     low, high = summary["ci95"] or [summary["mean"]] * 2
     ax.errorbar(x, summary["mean"], [[summary["mean"] - low], [high - summary["mean"]]], capsize=3, **style)
 

@@ -10,9 +10,10 @@ import dataclasses
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from osrl_unlearn.bench import agents, intervals, output
+from osrl_unlearn.bench import agents, output
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.output import number
+from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.evaluate.report import markdown_table, panels
 from osrl_unlearn.options import parse
 from osrl_unlearn.registry import METHODS

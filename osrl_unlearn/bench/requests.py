@@ -9,12 +9,13 @@ import dataclasses
 import numpy as np
 
 from osrl_unlearn import __version__
-from osrl_unlearn.bench import agents, intervals, output, partial, unlearning
+from osrl_unlearn.bench import agents, output, partial, unlearning
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.detection import attacked, defined
 from osrl_unlearn.bench.output import number
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.trajectories import TrajectoryIndex
+from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.evaluate.report import markdown_table
 from osrl_unlearn.registry import ATTACKS
 
@@ -193,7 +194,7 @@ def aggregate(suite, results):
 def verdict(idle, control):
     """Whether a deletion makes the agent worse, under the trigger: worse than before, and than another deletion.
 
-    ``idle``, ``control``: differences in pairs, see :func:`~osrl_unlearn.bench.intervals.paired`.
+    ``idle``, ``control``: differences in pairs, see :func:`~osrl_unlearn.evaluate.intervals.paired`.
     """
     found = [apart and apart["cost"]["ci95"] for apart in (idle, control)]
     if None in found:

@@ -14,10 +14,11 @@ from typing import ClassVar
 import numpy as np
 
 from osrl_unlearn import environments
-from osrl_unlearn.bench import agents, intervals, output, partial, scripts, unlearning
+from osrl_unlearn.bench import agents, output, partial, scripts, unlearning
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.output import number
 from osrl_unlearn.errors import ConfigError
+from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.evaluate.report import markdown_table, panels
 from osrl_unlearn.evaluate.rollouts import normalization
 

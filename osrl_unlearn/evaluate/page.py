@@ -9,9 +9,8 @@ import io
 import json
 import os
 
-from osrl_unlearn.bench import intervals
 from osrl_unlearn.errors import EnvironmentProblem
-from osrl_unlearn.evaluate import figures, markdown
+from osrl_unlearn.evaluate import figures, intervals, markdown
 from osrl_unlearn.evaluate.tables import interval, markdown_table, number, percent, setting
 from osrl_unlearn.evaluate.verdict import TRIGGERED, agents_of, evaluated, headline, verdict
 
