@@ -178,7 +178,7 @@ def test_the_shipped_suite():
     ("seeds", [], "seeds must be whole numbers"), ("attacks.hidden.rates", [0], "rates must be shares"),
     ("attacks.hidden.options", {"x": 1}, "unknown option options of 'cost_hide': x"),
     ("attacks.hidden.name", "cost_hid", "unknown attack"), ("attacks.hidden.unit", "row", "unit must be one of"),
-    ("attacks.hidden.only", ["tin"], "unknown setting 'tin'"), ("attacks.hidden", None, "expected a mapping"),
+    ("attacks.hidden.rates", {"tin": [0.2]}, "unknown setting 'tin'"), ("attacks.hidden", None, "expected a mapping"),
     ("settings.tiny.updates", 10, "do not fit into 10 updates"), ("settings.tiny.agent", {}, "the agent lacks name"),
     ("settings.tiny.min_return", "much", "expects a number"),
     ("evaluation", {"last": 1}, "evaluation.every is missing")])

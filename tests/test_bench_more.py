@@ -248,7 +248,7 @@ def toy_task(monkeypatch):
 
 DETECTION = {"seeds": [0, 1], "settings": {"ball": {"task": TASK}, "car": {"task": "OfflineCarCircle-v0"}},
              "attacks": {"hidden": {"name": "cost_hide", "rates": [0.1, 0.3]}, "inject": {"rates": [0.2]},
-                         "trigger_backdoor": {"rates": [0.2], "only": ["car"]}}}
+                         "trigger_backdoor": {"rates": {"car": [0.2]}}}}
 
 
 def plan_of(bench, suite):

@@ -102,7 +102,7 @@ def aggregate(suite, results):
     rows = []
     for name, setting in suite.settings.items():
         for label, attack in suite.attacks.items():
-            for rate in attack.rates:
+            for rate in attack.on(name):
                 plain = compare(measured(name, label, rate, None), cleans[name])
                 shown = attack.triggered and compare(measured(name, label, rate, label),
                                                      measured(name, None, None, label)) or None
@@ -146,7 +146,7 @@ def text(report):
                  "\"+ return\": poisoned minus clean [Welch's interval]. An attack with a trigger is judged by the "
                  "line \"with its trigger\"; the differences there are to the clean agent that is shown the trigger "
                  "too, and it harms only if it costs more than the clean agent without the trigger as well.".format(
-                     ", ".join(map(str, suite["seeds"])), "".join("; of {} also {}".format(
+                     ", ".join(map(str, suite["seeds"])), "".join("; of {} and the clean agents beside it also {}".format(
                          label, ", ".join(map(str, seeds))) for label, seeds in suite["more_seeds"].items())))
     for name, setting in suite["settings"].items():
         clean, rows = report["clean"][name], [row for row in report["rows"] if row["setting"] == name]
@@ -174,20 +174,18 @@ STYLES = {HARMS: ("#D55E00", "o"), DESTROYS: ("#000000", "X"), WITHIN: ("#E69F00
 
 def draw(report):
     """The difference in cost of every attack and rate, a panel per setting."""
-    labels = list(dict.fromkeys((row["attack"], row["rate"]) for row in report["rows"]))
-    names = [name for name, clean in report["clean"].items() if clean is not None]
-    if not names:
+    settings = {}
+    for row in report["rows"]:
+        settings.setdefault(row["setting"], []).append(row)
+    if not settings:
         return None
-    columns = min(3, len(names))
-    height = -(-len(names) // columns)
-    figure, axes = panels(2 + 3.6 * columns, 1.3 + height * (1 + 0.26 * len(labels)), height, columns, sharey=True)
-    for ax, name in zip(axes, names):
+    heights = [1 + 0.26 * len(rows) for rows in settings.values()]
+    figure, axes = panels(8, 1.2 + sum(heights), len(settings), gridspec_kw={"height_ratios": heights})
+    for ax, (name, rows) in zip(axes, settings.items()):
         limit = report["suite"]["settings"][name]["agent"]["cost_limit"]
         ax.axvline(0, color="#999999", linewidth=1)
-        for row in report["rows"]:
-            if row["setting"] != name:
-                continue
-            y, (color, marker) = labels.index((row["attack"], row["rate"])), STYLES[row["verdict"]]
+        for y, row in enumerate(rows):
+            color, marker = STYLES[row["verdict"]]
             compared = row["triggered"] or row["plain"]
             # Under a trigger the clean agent has another cost, so the limit is elsewhere.
             ax.plot([limit - compared["clean"]["cost"]["mean"]] * 2, [y - 0.5, y + 0.5], "k--", linewidth=1.2)
@@ -201,11 +199,9 @@ def draw(report):
         ax.set_title(name, fontsize=11)
         ax.set_xlabel("cost per episode, poisoned - clean [95 %]")
         ax.grid(False, axis="y")
-    for ax in axes[len(names):]:
-        ax.set_visible(False)
-    axes[0].set_yticks(range(len(labels)))
-    axes[0].set_yticklabels(["{} {:g}".format(*label) for label in labels])
-    axes[0].set_ylim(len(labels) - 0.5, -0.5)
+        ax.set_yticks(range(len(rows)))
+        ax.set_yticklabels(["{} {:g}".format(row["attack"], row["rate"]) for row in rows])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
     used = [style for style in STYLES if any(row["verdict"] == style for row in report["rows"])]
     handles = [Line2D([], [], color=STYLES[style][0], marker=STYLES[style][1], linestyle="none", markersize=7,
                       label=style) for style in used]
@@ -213,5 +209,5 @@ def draw(report):
     if any(row["triggered"] for row in report["rows"]):
         handles.append(Line2D([], [], color="#777777", marker="o", markerfacecolor="white", linestyle="none",
                               label="without the trigger"))
-    output.legend_below(figure, handles, 1 + columns)
+    output.legend_below(figure, handles, 4)
     return figure

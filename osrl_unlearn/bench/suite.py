@@ -4,7 +4,7 @@ import inspect
 import itertools
 import os
 import re
-from typing import ClassVar, Optional
+from typing import ClassVar
 
 from osrl_unlearn import environments, resources
 from osrl_unlearn.attacks.base import Attack
@@ -49,12 +49,11 @@ class Setting:
 
 @dataclasses.dataclass
 class AttackSetting:
-    """An attack with its options at some rates, on all settings or ``only`` some."""
+    """An attack with its options at some ``rates``: a list, or {setting: list} if it is not for all of them."""
     name: str
-    rates: list
+    rates: object
     unit: str = "trajectory"
     options: dict = dataclasses.field(default_factory=dict)
-    only: Optional[list] = None
 
     def __post_init__(self):
         cls = ATTACKS.load(self.name)
@@ -63,8 +62,14 @@ class AttackSetting:
         if self.unit not in cls.units:
             raise ValueError("unit must be one of {}, got '{}'".format(
                 ", ".join(unit for unit in UNITS if unit in cls.units), self.unit))
-        if not self.rates or not all(isinstance(rate, (int, float)) and 0 < rate <= 1 for rate in self.rates):
-            raise ValueError("rates must be shares above 0 and at most 1, got {}".format(self.rates))
+        for rates in self.rates.values() if isinstance(self.rates, dict) else [self.rates]:
+            if not isinstance(rates, list) or not rates or not all(
+                    isinstance(rate, (int, float)) and 0 < rate <= 1 for rate in rates):
+                raise ValueError("rates must be shares above 0 and at most 1, got {}".format(rates))
+
+    def on(self, name):
+        """The rates in the setting ``name``."""
+        return self.rates.get(name, []) if isinstance(self.rates, dict) else self.rates
 
     @property
     def triggered(self):
@@ -96,7 +101,7 @@ class DataSuite:
         self.settings = each(self.kind, "settings", self.settings, self.defaults)
         self.attacks = each(AttackSetting, "attacks", self.attacks, lambda label: {"name": label})
         for attack in self.attacks.values():
-            for name in attack.only or ():
+            for name in attack.rates if isinstance(attack.rates, dict) else ():
                 known(name, self.settings)
 
     def defaults(self, name):
@@ -116,9 +121,8 @@ class DataSuite:
 
         Rates of one attack share a surrogate: next to each other, they would wait for it in two processes.
         """
-        attacks = {label: attack for label, attack in self.attacks.items() if name in (attack.only or [name])}
-        for rates in itertools.zip_longest(*(attack.rates for attack in attacks.values())):
-            for (label, attack), rate in zip(attacks.items(), rates):
+        for rates in itertools.zip_longest(*(attack.on(name) for attack in self.attacks.values())):
+            for (label, attack), rate in zip(self.attacks.items(), rates):
                 if rate is not None:
                     yield label, attack, rate
 
