@@ -19,7 +19,7 @@ def _written(path):
 
 
 def check_writable(folder):
-    """Make ``folder`` if it is not there. Called before long work: raises ConfigError if nothing can be written to it."""
+    """Make ``folder`` if it is not there, before long work. Raises ConfigError if nothing can be written to it."""
     with _written(folder):
         os.makedirs(folder, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -146,7 +146,7 @@ def text(report):
                  "\"+ return\": poisoned minus clean [Welch's interval]. An attack with a trigger is judged by the "
                  "line \"with its trigger\"; the differences there are to the clean agent that is shown the trigger "
                  "too, and it harms only if it costs more than the clean agent without the trigger as well.".format(
-                     ", ".join(map(str, suite["seeds"])), "".join("; of {} and the clean agents beside it also {}".format(
+                     ", ".join(map(str, suite["seeds"])), "".join("; of {} and the clean agents also {}".format(
                          label, ", ".join(map(str, seeds))) for label, seeds in suite["more_seeds"].items())))
     for name, setting in suite["settings"].items():
         clean, rows = report["clean"][name], [row for row in report["rows"] if row["setting"] == name]
