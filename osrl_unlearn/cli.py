@@ -18,10 +18,10 @@ COMMANDS = {  # name: (module with add_arguments(parser) and main(args), help)
     "poison": ("osrl_unlearn.commands.poison", "write a poisoned copy of a dataset and its forget manifest"),
     "collect": ("osrl_unlearn.collect", "make a dataset with fast-safe-rl"),
     "demo": ("osrl_unlearn.commands.demo", "poison, train, unlearn and compare on the shipped dataset"),
-    "bench": ("osrl_unlearn.commands.bench", "measure many agents and make tables: which attacks harm"),
+    "bench": ("osrl_unlearn.commands.bench", "measure attacks, detection, unlearning, audits and speed"),
     "sweep": ("osrl_unlearn.commands.sweep", "run a grid of agents, tasks, attacks, methods, seeds, here or on SLURM"),
     "report": ("osrl_unlearn.commands.report", "write one HTML file about unlearned agents, and the same as Markdown"),
-    "plugins": ("osrl_unlearn.commands.plugins", "list attacks, detectors, methods and adapters, with their origin"),
+    "plugins": ("osrl_unlearn.commands.plugins", "list everything that has a name, with its origin"),
     "patch": ("osrl_unlearn.commands.patch", "patch a checkout of OSRL, so that plain python takes our flags"),
     "enable": ("osrl_unlearn.commands.enable", "let plain python take our flags in this environment, OSRL untouched"),
     "disable": ("osrl_unlearn.commands.disable", "undo enable"),
@@ -274,7 +274,7 @@ def help_text(line):
     from osrl_unlearn.unlearning import UnlearnConfig
     out = ["usage: python -m osrl_unlearn [FLAGS] SCRIPT [ARGS and FLAGS]   (or -m MODULE in place of SCRIPT)",
            "       osrl-unlearn {{{}}} ...".format(",".join(COMMANDS)), "",
-           "Commands:"] + ["  {:10}{}".format(name, text) for name, (_, text) in COMMANDS.items()]
+           "Commands:"] + ["  {:12}{}".format(name, text) for name, (_, text) in COMMANDS.items()]
     out += ["", "Flags of osrl-unlearn (anywhere before a bare --):",
             "  --dataset FILE            train on this DSRL file",
            "  --quiet                   none of our status lines and progress bars; errors and results remain",

@@ -185,7 +185,7 @@ ADAPTERS = Registry("adapter", {
 }, "osrl_unlearn.adapters.base:Adapter")
 
 
-REGISTRIES = (ATTACKS, DETECTORS, METHODS, ADAPTERS)
+REGISTRIES = (ATTACKS, DETECTORS, METHODS, ADAPTERS, METRICS)
 
 
 def load_named(registry, value, field):

@@ -2,8 +2,8 @@
 import pytest
 from agents import AGENTS, make_trainer
 
-from osrl_unlearn.registry import ADAPTERS, ATTACKS, METHODS
-from osrl_unlearn.testing import AdapterContract, AttackContract, MethodContract
+from osrl_unlearn.registry import ADAPTERS, ATTACKS, METHODS, METRICS
+from osrl_unlearn.testing import AdapterContract, AttackContract, MethodContract, MetricContract
 
 
 @pytest.fixture(params=sorted(ATTACKS.builtins))
@@ -55,3 +55,21 @@ class TestMethods(MethodContract):
 
     def make_trainer(self, seed=0):
         return make_trainer(self.agent_name)
+
+
+class TestMetrics(MetricContract):
+    @pytest.fixture(autouse=True, params=list(METRICS.builtins))
+    def _name(self, request):
+        self.name = request.param
+        self.attack = {"gaussian_score": "random_noise"}.get(self.name, "cost_hide")
+
+    def make(self):
+        return METRICS.load(self.name)()
+
+    def make_trainer(self, seed=0):
+        return make_trainer("cpq")
+
+    def test_it_is_computed_where_nothing_is_missing(self):
+        if self.name in ("trigger", "relearning"):  # they run episodes, see test_audit.py
+            pytest.skip("it needs an environment")
+        assert self.make().run(self.context())["value"]

@@ -11,9 +11,13 @@ from agents import make_trainer, subprocess_environment
 from test_shapes import FAST, POISON, SKETCH, UNLEARN
 
 from osrl_unlearn.adapters import adapt
+from osrl_unlearn.audit.base import Context
 from osrl_unlearn.cli import main
+from osrl_unlearn.commands.audit import compute
+from osrl_unlearn.data.poison import poison
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, IncompatibleAgent
-from osrl_unlearn.registry import ADAPTERS, ATTACKS, REGISTRIES
+from osrl_unlearn.registry import ADAPTERS, ATTACKS, METRICS, REGISTRIES
+from osrl_unlearn.testing import toy_data
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -46,7 +50,7 @@ def test_the_plugins_command_names_origin_version_and_state(installed):
     theirs = [plugin for plugin in found if plugin["origin"] == "osrl-unlearn-thirdparty"]
     assert [(plugin["kind"], plugin["name"]) for plugin in theirs] == [
         ("attack", "thirdparty_zero_rewards"), ("detector", "thirdparty_reward_outlier"),
-        ("method", "thirdparty_descent"), ("adapter", "thirdparty_gentle")]
+        ("method", "thirdparty_descent"), ("adapter", "thirdparty_gentle"), ("metric", "thirdparty_value_change")]
     assert {(plugin["version"], plugin["state"]) for plugin in theirs} == {("1.2.3", "ok")}
     builtin = {(plugin["kind"], plugin["name"]) for plugin in found if plugin["origin"] == "built-in"}
     assert builtin == {(registry.kind, name) for registry in REGISTRIES for name in registry.builtins}
@@ -74,7 +78,9 @@ train(make_trainer(env, make_logger(), GentleTrainer, Gentle), batches(Transitio
 
 
 BROKEN = {"leaves": "raise SystemExit('bye')\n", "fails": "1 / 0\n", "wrong": "class Wrong:\n    name = 'wrong'\n",
-          "cheat": "class Cheat:\n    name = 'cost_hide'\n"}
+          "cheat": "class Cheat:\n    name = 'cost_hide'\n",
+          "raises": "from osrl_unlearn.audit.base import Metric\nclass Raises(Metric):\n    name = summary = 'raises'\n"
+                    "    def compute(self, ctx):\n        1 / 0\n"}
 
 
 @pytest.fixture
@@ -87,6 +93,7 @@ def broken(tmp_path, monkeypatch):
         "gone": "no_such_module:X", "cost_hide": "theirs_cheat:Cheat", "twice": "theirs_wrong:Wrong"})
     publish(tmp_path, "second", "osrl_unlearn.attacks", {"twice": "theirs_wrong:Wrong"})
     publish(tmp_path, "third", "osrl_unlearn.adapters", {"fails": "theirs_fails:X"})
+    publish(tmp_path, "fourth", "osrl_unlearn.metrics", {"fails": "theirs_fails:X", "raises": "theirs_raises:Raises"})
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -110,6 +117,15 @@ def test_nothing_is_imported_before_it_is_named(broken):
 
 def test_a_built_in_cannot_be_shadowed(broken):
     assert ATTACKS.load("cost_hide").__module__ == "osrl_unlearn.attacks.cost_hide"
+
+
+def test_an_audit_goes_on_without_a_broken_metric(broken, monkeypatch):
+    monkeypatch.setattr(METRICS, "builtins", {"distance": METRICS.builtins["distance"]})
+    adapter, bad = adapt(make_trainer("cpq")), poison(toy_data(), "cost_hide", rate=0.3)
+    found = compute(Context(adapter, bad.data, bad.ids, bad.manifest, 5.0))
+    assert set(found) == {"distance", "fails", "raises"}
+    assert re.search("could not be loaded: ZeroDivisionError", found["fails"]["not_computed"])
+    assert re.search("the plugin failed: ZeroDivisionError", found["raises"]["not_computed"])
 
 
 @pytest.mark.parametrize("name, expected", [

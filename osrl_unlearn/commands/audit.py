@@ -8,7 +8,7 @@ from osrl_unlearn.audit import certificate
 from osrl_unlearn.audit.base import Context
 from osrl_unlearn.audit.signature import sign
 from osrl_unlearn.commands.unlearn import load_data, own_manifest
-from osrl_unlearn.errors import ConfigError, RunError
+from osrl_unlearn.errors import ConfigError, EnvironmentProblem, RunError
 from osrl_unlearn.evaluate.report import markdown_table
 from osrl_unlearn.files import check_writable
 from osrl_unlearn.registry import METRICS
@@ -48,9 +48,15 @@ def main(args):
 
 
 def compute(ctx):
-    """{metric: result} of every metric."""
-    return {name: METRICS.load(name)().run(ctx) for name in list(METRICS.builtins) + [
-        name for name in METRICS.names() if name not in METRICS.builtins]}
+    """{metric: result} of every metric; one of a third party that cannot be used is not computed."""
+    found = {name: METRICS.load(name)().run(ctx) for name in METRICS.builtins}
+    for name in METRICS.third_party():
+        try:
+            found[name] = METRICS.load(name)().run(ctx)
+        except Exception as error:  # nobody has named it, so it must not cost the audit
+            found[name] = {"not_computed": "because {}".format(
+                error if isinstance(error, EnvironmentProblem) else "the plugin failed: {!r}".format(error))}
+    return found
 
 
 def load(run_dir, settings):

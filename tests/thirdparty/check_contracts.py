@@ -2,8 +2,8 @@
 import contextlib
 import sys
 
-from osrl_unlearn.registry import ATTACKS, DETECTORS, METHODS
-from osrl_unlearn.testing import AdapterContract, AttackContract, DetectorContract, MethodContract
+from osrl_unlearn.registry import ATTACKS, DETECTORS, METHODS, METRICS
+from osrl_unlearn.testing import AdapterContract, AttackContract, DetectorContract, MethodContract, MetricContract
 
 with contextlib.redirect_stdout(sys.stderr):
     from osrl_unlearn_thirdparty.agent import Gentle, GentleTrainer
@@ -39,3 +39,11 @@ class TestAdapter(AdapterContract):
 
     def test_the_adapter_is_the_third_partys(self):
         assert self.agent().name == "thirdparty_gentle"
+
+
+class TestMetric(MetricContract):
+    def make(self):
+        return METRICS.load("thirdparty_value_change")()
+
+    def make_trainer(self, seed=0):
+        return make_gentle()
