@@ -132,8 +132,12 @@ def run(name, ctx):
     return METRICS.load(name)().run(ctx)
 
 
+def claims(figures, ctx):
+    return certificate.claims(figures, certificate.model_hashes(ctx), ctx.cost_limit, ctx.trigger is not None)
+
+
 def claim(figures, ctx, name):
-    return {c["claim"]: c["holds"] for c in certificate.claims(figures, ctx)}[name]
+    return {c["claim"]: c["holds"] for c in claims(figures, ctx)}[name]
 
 
 def test_what_is_missing_is_said_and_never_raised(agents, bad):
@@ -142,7 +146,7 @@ def test_what_is_missing_is_said_and_never_raised(agents, bad):
     assert {name for name, found in figures.items() if "not_computed" in found} == set(figures) - {"safety"}
     assert "add --reference RUN_DIR" in figures["distance"]["not_computed"]
     assert "--holdout" in figures["membership"]["not_computed"]
-    found = certificate.claims(figures, ctx)
+    found = claims(figures, ctx)
     assert {c["holds"] for c in found} == {None} and certificate.verdict(found)[0] == "not"
 
 
@@ -194,7 +198,7 @@ def test_lowering_the_values_of_the_forget_set_is_not_unlearning(agents, bad):
         own = figures["membership"]["value"]["attacks"]["action_error - reference"]["auroc"]
         assert own["ci95"][0] > 0.5
         assert claim(figures, ctx, "changed") is True and claim(figures, ctx, "no_member") is False
-        assert certificate.verdict(certificate.claims(figures, ctx))[0] == "not"
+        assert certificate.verdict(claims(figures, ctx))[0] == "not"
     finally:
         poisoned.restore(before)
 

@@ -2,7 +2,7 @@
 
     OUT/audit.json                   a row per setting, attack and truth: how often each verdict was given, which claims
                                      failed
-    OUT/audit.jsonl                  a line per audit, with its verdict, claims and figures
+    OUT/audit.jsonl                  a line per audit, with its figures
     OUT/audit.md, audit.png          the rows, to be read
 """
 import collections
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.ticker import PercentFormatter
 
+from osrl_unlearn.audit import certificate
 from osrl_unlearn.bench import agents, output, unlearning
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.evaluate.report import markdown_table, panels
@@ -61,9 +62,9 @@ def audit(cell, out):
     """Audit an agent against two that were retrained, with the poisoned agent as the one before unlearning.
 
     Returns:
-        {"verdict", "reason", "claims": {claim: holds}, "figures": {metric: value or {"not_computed"}}}
+        {"figures": {metric: {"value"} or {"not_computed"}}, "models", "triggered"}: what claims are made of, see
+        :func:`osrl_unlearn.audit.certificate.claims`
     """
-    from osrl_unlearn.audit import certificate
     from osrl_unlearn.audit.base import Context
     from osrl_unlearn.commands.audit import compute
     adapter, _, poisoned, trigger = unlearning.load(cell, out)
@@ -84,10 +85,9 @@ def audit(cell, out):
     elif cell["truth"] == "values lowered":
         lower_values(ctx)
     figures = json.loads(certificate.text_of(compute(ctx)))
-    claims = certificate.claims(figures, ctx)
-    verdict, reason = certificate.verdict(claims)
-    return {"verdict": verdict, "reason": reason, "claims": {claim["claim"]: claim["holds"] for claim in claims},
-            "figures": {name: found.get("value", found) for name, found in figures.items()}}
+    return {"models": certificate.model_hashes(ctx), "triggered": trigger is not None, "figures": {
+        name: {key: value for key, value in found.items() if key in ("value", "not_computed")}
+        for name, found in figures.items()}}
 
 
 def _twin(adapter, cell, state):
@@ -140,9 +140,12 @@ def aggregate(suite, results):
                 found = [results[name, label, rate, truth, seed] for seed in suite.seeds]
                 found = [result for result in found if result is not None]
                 if found:
-                    given = collections.Counter(result["verdict"] for result in found)
+                    claimed = [certificate.claims(result["figures"], result["models"],
+                                                  suite.settings[name].agent["cost_limit"], result["triggered"])
+                               for result in found]
+                    given = collections.Counter(certificate.verdict(claims)[0] for claims in claimed)
                     failed = collections.Counter(
-                        claim for result in found for claim, holds in result["claims"].items() if holds is False)
+                        claim["claim"] for claims in claimed for claim in claims if claim["holds"] is False)
                     rows.append({"setting": name, "attack": label, "rate": rate, "truth": truth, "never": clean,
                                  "verdicts": {verdict: given[verdict] for verdict in VERDICTS}, "audits": len(found),
                                  "failed": dict(sorted(failed.items()))})

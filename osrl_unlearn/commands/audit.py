@@ -126,7 +126,7 @@ def repeat(made, run_dir, dataset=None):
     ctx, _, _ = load(run_dir, settings)
     figures = json.loads(certificate.text_of(compute(ctx)))
     certificate.compare(made["audit"], figures)
-    found = certificate.claims(figures, ctx)
+    found = certificate.claims(figures, certificate.model_hashes(ctx), ctx.cost_limit, ctx.trigger is not None)
     certificate.compare([found, *certificate.verdict(found)], [made["claims"], made["verdict"], made["reason"]],
                         "claims")
 
