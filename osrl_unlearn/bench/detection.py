@@ -12,7 +12,6 @@ import numpy as np
 from osrl_unlearn import __version__
 from osrl_unlearn.bench import output
 from osrl_unlearn.bench import suite as suites
-from osrl_unlearn.bench.output import number
 from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.evaluate.report import markdown_table, panels
 
@@ -132,7 +131,7 @@ def text(report):
     suite = report["suite"]
     parts = ["# Which attack is found in the data",
              "Trajectories that the ensemble of detectors flags at its default threshold, without an agent and without "
-             "labels. A trajectory counts as poisoned if any of its rows is. Means over seeds ({}) [95 % interval]; "
+             "labels. A trajectory counts as poisoned if any of its rows is. Means over seeds ({}) [lowest, highest]; "
              "\"-\": not defined. Found: recall and precision are 0.9 or more; partly found: recall 0.3 or more at a "
              "precision of 0.5 or more; clean: at most 1 % is flagged.".format(", ".join(map(str, suite["seeds"])))]
     for name, setting in suite["settings"].items():
@@ -143,16 +142,25 @@ def text(report):
         parts.append("## {}\n\n{}".format(name, setting["task"]))
         parts.append(markdown_table([
             [row["attack"] or "clean data", "" if row["rate"] is None else "{:g}".format(row["rate"]),
-             "{:.0%}".format(row["poisoned_share"]), number(row["auroc"], digits=2), number(row["precision"], digits=2),
-             number(row["recall"], digits=2), number(row["flagged_share"], digits=3),
-             number(row["false_alarms_per_1000"]), row["verdict"], number(row["seconds"], digits=0),
-             number(row["seconds_per_million_rows"], digits=0)] for row in rows],
+             "{:.0%}".format(row["poisoned_share"]), _over(row["auroc"], digits=2), _over(row["precision"], digits=2),
+             _over(row["recall"], digits=2), _over(row["flagged_share"], digits=3),
+             _over(row["false_alarms_per_1000"]), row["verdict"], _over(row["seconds"], digits=0),
+             _over(row["seconds_per_million_rows"], digits=0)] for row in rows],
             ["attack", "rate", "poisoned trajectories", "AUROC", "precision", "recall", "flagged share",
              "false alarms per 1000 clean", "verdict", "seconds", "seconds per million rows"]))
         parts.append("AUROC of each detector alone:\n\n" + markdown_table([
-            [row["attack"], "{:g}".format(row["rate"])] + [number(row["detectors"][part], digits=2) for part in members]
+            [row["attack"], "{:g}".format(row["rate"])] + [_over(row["detectors"][part], digits=2) for part in members]
             for row in rows if row["attack"] is not None], ["attack", "rate"] + members))
     return "\n\n".join(parts)
+
+
+def _over(summary, digits=1):
+    """Mean [lowest, highest] over seeds: shares end at 1, which Student's interval does not know."""
+    if summary is None:
+        return "-"
+    low, high = min(summary["values"]), max(summary["values"])
+    mean, low, high = ("{:.{}f}".format(value, digits) for value in (summary["mean"], low, high))
+    return mean if low == high else "{} [{}, {}]".format(mean, low, high)
 
 
 def draw(report):
