@@ -252,7 +252,16 @@ def test_an_attack_that_cannot_see_the_agent_before_unlearning_proves_nothing():
     attacks = {"action_error - reference": figure(0.4, 0.6)}
     assert certificate._no_member({"attacks": attacks})[0] is True
     assert certificate._no_member({"attacks": attacks, "power": attacks})[0] is None
-    assert certificate._no_member({"attacks": attacks, "power": {"action_error - reference": figure(0.7, 0.9)}})[0]
+    seen = {"action_error - reference": figure(0.7, 0.9)}
+    assert certificate._no_member({"attacks": attacks, "power": seen})[0]
+    # Nor does one that finds the opposite of what it finds before unlearning, or no more than among references.
+    other = {"action_error - reference": figure(0.1, 0.2)}
+    assert certificate._no_member({"attacks": other})[0] is False
+    assert certificate._no_member({"attacks": other, "power": seen})[0] is True
+    assert certificate._no_member({"attacks": seen, "power": seen})[0] is False
+    among = {"action_error - reference": figure(0.5, 0.5), "likelihood - reference": figure(0.2, 0.3)}
+    assert certificate._no_member({"attacks": seen, "calibration": among, "power": seen})[0] is None
+    assert certificate._no_member({"attacks": seen, "calibration": among})[0] is True
 
 
 def test_the_noise_that_is_drawn_again_is_what_the_attack_added():

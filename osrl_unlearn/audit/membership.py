@@ -89,9 +89,10 @@ class Membership(Metric):
     With references, a trajectory's score is the audited agent's minus the mean of the references', for which forgotten
     trajectories are no members: how hard a trajectory is cancels out, and retained trajectories show what the
     difference is by chance. The value attacks take how far the critic is moved towards the trajectory's labels.
-    With a holdout, scores are also compared as they are. A second reference is put in the audited agent's place to show
-    how far from 0.5 an agent is that never saw the forget set ("calibration"). Without it the value attacks do not
-    count: critics that start differently differ most where they were not trained, which is on the forget set.
+    With a holdout, scores are also compared as they are. Each of several references is put in the audited agent's place
+    to show how far from 0.5 an agent is that never saw the forget set ("calibration": the farthest). Without that the
+    value attacks do not count: critics that start differently differ most where they were not trained, which is on the
+    forget set.
     The agent before unlearning in the audited one's place shows whether an attack can see membership here ("power").
     """
 
@@ -118,8 +119,11 @@ class Membership(Metric):
         value = {"attacks": attacks}
         per = {name: dict(zip(map(str, forget.ids.tolist()), pair[0].tolist())) for name, pair in pairs.items()}
         if len(agents) > 2:
-            value["calibration"] = {name: separation(a, b[like], seed=ctx.seed) for name, (a, b) in differences(
-                asked[2], asked[1:2] + asked[3:], (forget, other)).items()}
+            found = [{name: separation(a, b[like], seed=ctx.seed) for name, (a, b) in differences(
+                asked[n], asked[1:n] + asked[n + 1:], (forget, other)).items()} for n in range(1, len(asked))]
+            value["calibration"] = {name: max((figures[name] for figures in found),
+                                              key=lambda figures: abs(figures["auroc"]["mean"] - 0.5))
+                                    for name in found[0]}
         if ctx.original is not None:
             before = ask(ctx.original)
             pairs = dict({name: [side[name] for side in before[0]] for name in before[0][0]} if ctx.holdout is not None
