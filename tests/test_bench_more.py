@@ -302,7 +302,10 @@ def test_a_table_of_detection(tmp_path):
     assert found.verdict(dict(rows[0], flagged_share={"mean": 0.011})) == found.FALSE_ALARMS
     report = {"rows": rows, "suite": dataclasses.asdict(suite)}
     text = found.text(report)
-    assert text.count("| clean data |  | 10% | - | - | - |") == 2 and "| inject | 0.2 |" in text
+    assert text.count("| clean data |  | 10% | - | - | - |") == 2
+    assert "| inject | 0.2 | 10% |" in text and "0.95 [0.90, 1.00]" in text
+    assert "| inject | 0.95 / 0.95 |  | 0.95 / 0.95 |  |" in text  # the summary; nothing above 20 %
+    assert "| hidden | 0.80 / 0.20 | 0.80 / 0.20 |" in text
     figure = found.draw(report)
     figure.savefig(os.environ.get("BENCH_FIGURES", str(tmp_path)) + "/detection.png", dpi=130)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["hidden", "inject"]

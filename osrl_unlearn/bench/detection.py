@@ -17,6 +17,7 @@ from osrl_unlearn.evaluate.report import markdown_table, panels
 
 FOUND, PARTLY, NOT_SEEN = "found", "partly found", "not seen"
 CLEAN, FALSE_ALARMS = "clean", "false alarms"
+MANY = 0.2  # above this rate the poison can be most of the evidence
 NUMBERS = ("auroc", "precision", "recall", "flagged_share", "false_alarms_per_1000", "seconds",
            "seconds_per_million_rows")
 
@@ -134,6 +135,8 @@ def text(report):
              "labels. A trajectory counts as poisoned if any of its rows is. Means over seeds ({}) [lowest, highest]; "
              "\"-\": not defined. Found: recall and precision are 0.9 or more; partly found: recall 0.3 or more at a "
              "precision of 0.5 or more; clean: at most 1 % is flagged.".format(", ".join(map(str, suite["seeds"])))]
+    parts.append("Precision / recall, the worst over the rates up to {0:.0%}, and over those above it:\n\n{1}".format(
+        MANY, _summary(report["rows"])))
     for name, setting in suite["settings"].items():
         rows = [row for row in report["rows"] if row["setting"] == name]
         if not rows:
@@ -152,6 +155,29 @@ def text(report):
             [row["attack"], "{:g}".format(row["rate"])] + [_over(row["detectors"][part], digits=2) for part in members]
             for row in rows if row["attack"] is not None], ["attack", "rate"] + members))
     return "\n\n".join(parts)
+
+
+def _summary(rows):
+    attacks, settings = (list(dict.fromkeys(row[key] for row in rows)) for key in ("attack", "setting"))
+    lines, shares = [], (("up to", lambda rate: rate <= MANY), ("above", lambda rate: rate > MANY))
+
+    def worst(found, key):
+        values = [row[key] and row[key]["mean"] for row in found]
+        return "-" if None in values else "{:.2f}".format(min(values))
+
+    for attack in attacks:
+        line = [attack or "clean data"]
+        for name in settings:
+            here = [row for row in rows if (row["attack"], row["setting"]) == (attack, name)]
+            if attack is None:
+                line += ["{:.2%} flagged".format(row["flagged_share"]["mean"]) for row in here] + [""]
+                continue
+            for _, fits in shares:
+                found = [row for row in here if fits(row["rate"])]
+                line.append("{} / {}".format(worst(found, "precision"), worst(found, "recall")) if found else "")
+        lines.append(line)
+    return markdown_table(lines, ["attack"] + ["{}, {} {:.0%}".format(name, label, MANY)
+                                               for name in settings for label, _ in shares])
 
 
 def _over(summary, digits=1):
