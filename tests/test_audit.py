@@ -245,6 +245,8 @@ def test_the_auditor_has_nothing_against_a_retrained_agent(noisy_labels):
     assert certificate._auditor(shown)[0] is True
     blind = {"auroc": {"mean": 0.6, "ci95": [0.4, 0.7]}}
     assert certificate._auditor(dict(shown, original=blind))[0] is None
+    low = {"auroc": {"mean": 0.0, "ci95": [0.0, 0.0]}}  # as far apart as 1, the references in the other order
+    assert certificate._auditor(dict(shown, calibration=low))[0] is None
 
 
 def test_an_attack_that_cannot_see_the_agent_before_unlearning_proves_nothing():
@@ -262,6 +264,10 @@ def test_an_attack_that_cannot_see_the_agent_before_unlearning_proves_nothing():
     among = {"action_error - reference": figure(0.5, 0.5), "likelihood - reference": figure(0.2, 0.3)}
     assert certificate._no_member({"attacks": seen, "calibration": among, "power": seen})[0] is None
     assert certificate._no_member({"attacks": seen, "calibration": among})[0] is True
+    # The strongest is named, whatever their order.
+    two = {"action_error - reference": figure(0.7, 0.9), "likelihood - reference": figure(0.8, 1.0)}
+    for attacks in (two, dict(reversed(list(two.items())))):
+        assert "'likelihood - reference'" in certificate._no_member({"attacks": attacks})[1]
 
 
 def test_the_noise_that_is_drawn_again_is_what_the_attack_added():

@@ -120,12 +120,12 @@ def _near(value):
 
 
 def _no_member(value):
-    calibration, power, seen = value.get("calibration", {}), value.get("power"), []
+    calibration, power, seen, found = value.get("calibration", {}), value.get("power"), [], []
     for name, attack in value["attacks"].items():
         if name not in calibration and "value" in name:
             continue  # critics of different seeds differ: without a second reference this says nothing
         # One reference in the audited agent's place is one draw; attacks of a kind share the worst.
-        allowed = max([abs(found["auroc"]["mean"] - 0.5) for other, found in calibration.items()
+        allowed = max([_from_half(figures) for other, figures in calibration.items()
                        if ("value" in other) == ("value" in name)], default=0.0)
         told = _told(attack, allowed)
         if power is not None:
@@ -134,10 +134,13 @@ def _no_member(value):
             told = told and _side(attack) == _side(power[name])
         seen.append(name)
         if told:
-            return False, "because the attack '{}' has an AUROC of {:.3f}, 95 % interval [{:.3f}, {:.3f}]{}".format(
-                name, attack["auroc"]["mean"], *attack["auroc"]["ci95"],
-                "; references among each other are up to {:.3f} from 0.5".format(allowed)
-                if name in calibration else "; give --reference twice to tell this from another seed")
+            found.append((_from_half(attack), name, attack, allowed))
+    if found:
+        _, name, attack, allowed = max(found, key=lambda item: item[:2])
+        return False, "because the attack '{}' has an AUROC of {:.3f}, 95 % interval [{:.3f}, {:.3f}]{}".format(
+            name, attack["auroc"]["mean"], *attack["auroc"]["ci95"],
+            "; references in its place are up to {:.3f} from 0.5".format(allowed)
+            if name in calibration else "; give --reference twice to tell this from another seed")
     if not seen:
         return None, "because no attack can tell even the agent before unlearning from the references"
     return True, "because no AUROC of an attack that {} is told from 0.5, or from those among references".format(
@@ -150,21 +153,26 @@ def _told(figures, allowed):
     return not low <= 0.5 <= high and min(abs(low - 0.5), abs(high - 0.5)) > allowed
 
 
+def _from_half(figures):
+    return abs(figures["auroc"]["mean"] - 0.5)
+
+
 def _side(figures):
     return figures["auroc"]["mean"] > 0.5
 
 
 def _auditor(value):
-    allowed = max(0.5, value["calibration"]["auroc"]["mean"]) if "calibration" in value else 0.5
+    # With two references: whichever of them is put in the audited agent's place.
+    allowed = 0.5 + (_from_half(value["calibration"]) if "calibration" in value else 0)
+    if "original" in value and value["original"]["auroc"]["ci95"][0] <= allowed:
+        return None, "because the auditor cannot tell even the agent before unlearning from a retrained one"
     for against, figures in value.items():
         if against in ("reference", "holdout") and figures["auroc"]["ci95"][0] > allowed:
             return False, "because against {} the AUROC is {:.3f}, 95 % interval [{:.3f}, {:.3f}]{}".format(
                 {"reference": "a retrained agent", "holdout": "held-out trajectories"}[against],
                 figures["auroc"]["mean"], *figures["auroc"]["ci95"],
-                "; a second reference has {:.3f}".format(allowed) if "calibration" in value else "")
-    if "original" in value and value["original"]["auroc"]["ci95"][0] <= allowed:
-        return None, "because the auditor cannot tell even the agent before unlearning from a retrained one"
-    return True, "because no AUROC is told from 0.5, or from that of a second reference"
+                "; that of one reference against another {:.3f}".format(allowed) if "calibration" in value else "")
+    return True, "because no AUROC is told from 0.5, or from that of one reference against another"
 
 
 def _trigger(value, limit):
@@ -204,7 +212,7 @@ def verdict(found):
 def write(run_dir, ctx, figures, files, settings):
     """Write audit.json and certificate.json of a run; returns the certificate."""
     write_text(audit_path(run_dir), text_of({"schema": 1, "metrics": figures}))
-    models = model_hashes(ctx)
+    models, figures = model_hashes(ctx), json.loads(text_of(figures))
     found = claims(figures, models, ctx.cost_limit, ctx.trigger is not None)
     word, reason = verdict(found)
     about = {}

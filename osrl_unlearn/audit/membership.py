@@ -111,24 +111,28 @@ class Membership(Metric):
 
         def ask(agent):
             return [scores(ctx, agent, s) for s in (forget, other)], values(ctx, agent, (forget, other))
+
+        def against(one, references):
+            pairs = differences(one, references, (forget, other)) if references else {}
+            if ctx.holdout is not None:
+                pairs.update({name: [side[name] for side in one[0]] for name in one[0][0]})
+            return pairs
+
+        def separations(pairs):
+            return {name: separation(a, b[like], seed=ctx.seed) for name, (a, b) in pairs.items()}
+
         asked = [ask(agent) for agent in agents]
-        pairs = differences(asked[0], asked[1:], (forget, other)) if ctx.references else {}
-        if ctx.holdout is not None:
-            pairs.update({name: [side[name] for side in asked[0][0]] for name in asked[0][0][0]})
-        attacks = {name: separation(a, b[like], seed=ctx.seed) for name, (a, b) in pairs.items()}
+        pairs = against(asked[0], asked[1:])
+        attacks = separations(pairs)
         value = {"attacks": attacks}
         per = {name: dict(zip(map(str, forget.ids.tolist()), pair[0].tolist())) for name, pair in pairs.items()}
-        if len(agents) > 2:
-            found = [{name: separation(a, b[like], seed=ctx.seed) for name, (a, b) in differences(
-                asked[n], asked[1:n] + asked[n + 1:], (forget, other)).items()} for n in range(1, len(asked))]
+        found = [separations(against(asked[n], asked[1:n] + asked[n + 1:])) for n in range(1, len(asked))]
+        if found and found[0]:
             value["calibration"] = {name: max((figures[name] for figures in found),
                                               key=lambda figures: abs(figures["auroc"]["mean"] - 0.5))
                                     for name in found[0]}
         if ctx.original is not None:
-            before = ask(ctx.original)
-            pairs = dict({name: [side[name] for side in before[0]] for name in before[0][0]} if ctx.holdout is not None
-                         else {}, **differences(before, asked[1:], (forget, other)) if ctx.references else {})
-            value["power"] = {name: separation(a, b[like], seed=ctx.seed) for name, (a, b) in pairs.items()}
+            value["power"] = separations(against(ask(ctx.original), asked[1:]))
         value["strongest"] = max((name for name in attacks if len(agents) > 2 or "value" not in name),
                                  key=lambda name: abs(attacks[name]["auroc"]["mean"] - 0.5))
         return Result(value, per, {"against": "held-out" if ctx.holdout is not None else "retained",

@@ -26,7 +26,7 @@ def main(args):
     if is_certificate(args.manifest):
         return _certificate(args)
     for option in ("recompute", "signers"):
-        if getattr(args, option):
+        if getattr(args, option) and os.path.isfile(args.manifest):
             raise ConfigError("--{}: {} is no certificate".format(option, args.manifest))
     manifest = ForgetManifest.load(args.manifest)
     if not manifest.task:
