@@ -313,6 +313,10 @@ def test_verdicts():
     of = lambda **holds: certificate.verdict([{"claim": k, "holds": v} for k, v in holds.items()])  # noqa: E731
     assert of(changed=True, no_member=True) == ("unlearned", "every claim holds")
     assert of(changed=True, no_member=None) == ("partly", "not tested: no_member")
+    one = of(changed=True, no_member=True, no_auditor_finding=None)
+    assert one == ("unlearned", "every claim holds; no_auditor_finding cannot be tested here")
+    assert of(changed=True, no_member=None, no_auditor_finding=None)[0] == "partly"
+    assert of(changed=True, no_member=None, no_auditor_finding=False)[0] == "not"
     assert of(changed=True, within_limit=False) == ("partly", "fails: within_limit")
     assert of(within_limit=True, no_member=False)[0] == of(within_limit=True, trigger=False)[0] == "not"
 

@@ -14,6 +14,7 @@ from osrl_unlearn.evaluate.report import check
 from osrl_unlearn.files import sha256_file, sha256_state, write_text
 
 SCHEMA_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "certificate.schema.json")
+MEMBERSHIP = ("no_member", "no_auditor_finding")  # claims that ask whether the forget set looks like training data
 
 
 def audit_path(run_dir):
@@ -195,15 +196,21 @@ def _stays(value):
 
 
 def verdict(found):
-    """("unlearned", "partly" or "not", the reason) from :func:`claims`."""
+    """("unlearned", "partly" or "not", the reason) from :func:`claims`.
+
+    Both claims of MEMBERSHIP ask the same: where one of them can be tested, nothing is missing without the other.
+    """
     holds = {claim["claim"]: claim["holds"] for claim in found}
     failed = [name for name, value in holds.items() if value is False]
     untested = [name for name, value in holds.items() if value is None]
-    if not failed and not untested:
-        return "unlearned", "every claim holds"
+    excused = [name for name in untested if name in MEMBERSHIP and any(
+        holds.get(other) is not None for other in MEMBERSHIP)]
+    if not failed and untested == excused:
+        return "unlearned", "; ".join(["every claim holds"] + [
+            "{} cannot be tested here".format(name) for name in excused])
     reason = "; ".join("{}: {}".format(text, ", ".join(names)) for text, names in (
         ("fails", failed), ("not tested", untested)) if names)
-    decisive = {"changed", "no_member", "no_auditor_finding", "no_noise", "trigger"} & set(failed)
+    decisive = {"changed", *MEMBERSHIP, "no_noise", "trigger"} & set(failed)
     return ("not" if decisive or not any(holds.values()) else "partly"), reason
 
 
