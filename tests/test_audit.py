@@ -107,7 +107,7 @@ def test_held_out_trajectories_are_matched_by_return_cost_and_length():
 
 @pytest.fixture(scope="module")
 def bad():
-    return poison(toy_data(trajectories=40), "reward_bait", rate=0.3)
+    return poison(toy_data(trajectories=120), "reward_bait", rate=0.3)
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def _no_member(value):
         if name not in calibration and "value" in name:
             continue  # critics of different seeds differ: without a second reference this says nothing
         # One reference in the audited agent's place is one draw; attacks of a kind share the worst.
-        allowed = max([_from_half(figures) for other, figures in calibration.items()
+        allowed = max([_reach(figures) for other, figures in calibration.items()
                        if ("value" in other) == ("value" in name)], default=0.0)
         told = _told(attack, allowed)
         if power is not None:
@@ -135,12 +135,12 @@ def _no_member(value):
             told = told and _side(attack) == _side(power[name])
         seen.append(name)
         if told:
-            found.append((_from_half(attack), name, attack, allowed))
+            found.append((abs(attack["auroc"]["mean"] - 0.5), name, attack, allowed))
     if found:
         _, name, attack, allowed = max(found, key=lambda item: item[:2])
         return False, "because the attack '{}' has an AUROC of {:.3f}, 95 % interval [{:.3f}, {:.3f}]{}".format(
             name, attack["auroc"]["mean"], *attack["auroc"]["ci95"],
-            "; references in its place are up to {:.3f} from 0.5".format(allowed)
+            "; those of references in its place reach {:.3f} from 0.5".format(allowed)
             if name in calibration else "; give --reference twice to tell this from another seed")
     if not seen:
         return None, "because no attack can tell even the agent before unlearning from the references"
@@ -154,8 +154,9 @@ def _told(figures, allowed):
     return not low <= 0.5 <= high and min(abs(low - 0.5), abs(high - 0.5)) > allowed
 
 
-def _from_half(figures):
-    return abs(figures["auroc"]["mean"] - 0.5)
+def _reach(figures):
+    """How far from 0.5 the interval of the AUROC reaches."""
+    return max(abs(end - 0.5) for end in figures["auroc"]["ci95"])
 
 
 def _side(figures):
@@ -164,7 +165,7 @@ def _side(figures):
 
 def _auditor(value):
     # With two references: whichever of them is put in the audited agent's place.
-    allowed = 0.5 + (_from_half(value["calibration"]) if "calibration" in value else 0)
+    allowed = 0.5 + (_reach(value["calibration"]) if "calibration" in value else 0)
     if "original" in value and value["original"]["auroc"]["ci95"][0] <= allowed:
         return None, "because the auditor cannot tell even the agent before unlearning from a retrained one"
     for against, figures in value.items():
@@ -172,7 +173,7 @@ def _auditor(value):
             return False, "because against {} the AUROC is {:.3f}, 95 % interval [{:.3f}, {:.3f}]{}".format(
                 {"reference": "a retrained agent", "holdout": "held-out trajectories"}[against],
                 figures["auroc"]["mean"], *figures["auroc"]["ci95"],
-                "; that of one reference against another {:.3f}".format(allowed) if "calibration" in value else "")
+                "; that of one reference against another reaches {:.3f}".format(allowed) if "calibration" in value else "")
     return True, "because no AUROC is told from 0.5, or from that of one reference against another"
 
 
