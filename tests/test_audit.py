@@ -14,7 +14,7 @@ from agents import make_trainer
 from cells import AGENT, SUITE
 
 from osrl_unlearn import adapt, cli, environments, poison, resources, rundir
-from osrl_unlearn.audit import certificate, signature
+from osrl_unlearn.audit import certificate, fqe, signature
 from osrl_unlearn.audit.auditor import matched
 from osrl_unlearn.audit.base import Context, Set
 from osrl_unlearn.audit.gaussian_score import recorded_noise
@@ -156,6 +156,29 @@ def test_an_agent_is_at_no_distance_from_itself(agents, bad):
         assert where["actions"]["mean"] == 0 and where["cost_value"] == {"wasserstein": 0, "ks": 0, "p_value": 1}
     assert found["audited - reference 2"] == found["reference - reference 2"]
     assert found["reference - reference 2"]["forget"]["actions"]["mean"] > 0
+    assert found["audited - reference"]["forget"]["kl"]["mean"] == 0 < found["reference - reference 2"]["forget"]["kl"][
+        "mean"]
+
+
+@pytest.mark.parametrize("cost, low, high", [(0.0, 0.0, 0.5), (1.0, 14.5, 17.0)])
+def test_fitted_q_evaluation_of_costs_that_no_policy_can_change(agents, bad, cost, low, high):
+    rows = np.full(len(bad.ids), cost, np.float32)
+    data = dict(bad.data, costs=rows, terminals=np.zeros(len(rows), bool),
+                timeouts=bad.data["terminals"] | bad.data["timeouts"])
+    found = fqe.costs(Context(agents[0], data, bad.ids, bad.manifest, 5, 0.1))["audited"]
+    assert low <= found["mean"] <= found["upper"] <= high  # of episodes of 15 to 17 steps
+
+
+def test_fitted_q_evaluation_knows_which_policy_costs_more(agents, bad):
+    """Costs are those of going right: the first action dimension is positive."""
+    data = dict(bad.data, costs=(bad.data["actions"][:, 0] > 0).astype(np.float32))
+    ctx = Context(agents[0], data, bad.ids, bad.manifest, 5, 0.1)
+    evaluation, found = fqe.CostEvaluation(ctx), []
+    for side in (-0.5, 0.5):
+        agent = agents[0].frozen()
+        agent.actions = lambda batch, side=side: torch.full((len(batch.observations), 2), side)
+        found.append(evaluation(agent)["mean"])
+    assert found[0] < 0.3 * found[1]
 
 
 def test_the_poisoned_agent_is_a_member_and_a_retrained_one_is_not(agents, bad):

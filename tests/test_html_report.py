@@ -78,7 +78,7 @@ def single(tmp_path_factory):
         "columns": {"costs": {"before": "c" * 64, "after": "d" * 64}, "rewards": {"before": None, "after": "e" * 64}}})
     write_json(str(run / "osrl_unlearn" / "audit.json"), {
         "verdict": "One claim does not hold.",
-        "metrics": {"auc": {"value": 0.7123, "ci95": [0.65, 0.77], "details": {"rows": 2000}},
+        "metrics": {"auc": {"value": {"auroc": {"mean": 0.7123, "ci95": [0.65, 0.77]}, "share": 0.25}},
                     "relearning": {"not_computed": "because there is no retrained agent"}},
         "claims": [{"claim": "rows cannot be told apart", "holds": False, "because": "AUC above 0.6"},
                    {"claim": "nothing comes back", "holds": None, "because": "not tried"}]})
@@ -113,7 +113,7 @@ def test_html_and_markdown_say_the_same(single):
             "forget_share = 0.6", "torch 1.13.1", "12,400 rows in 62 trajectories", "cost limit is 40 per episode",
             "Audit: One claim does not hold.", "Audit: the agent does not count as unlearned (fails: no_member).",
             "rows cannot be told apart", "AUC above 0.6", "not decided",
-            "0.712 [0.650, 0.770]", "rows: 2,000", "because there is no retrained agent", "the hash is recorded",
+            "0.7123 [0.65, 0.77]", "0.25", "because there is no retrained agent", "the hash is recorded",
             "The environment is a stand-in.", "They say nothing of other training seeds",
             "Not computed: the agent's behaviour under a trigger", "Not computed: the screening"):
         assert expected in page.text and expected in text, expected

@@ -458,6 +458,10 @@ class Adapter(ABC):
             return -self.log_prob(batch._replace(actions=actions)).mean() / actions.shape[1]
         return (self.actions(batch) - actions).norm(dim=-1).mean() / actions.std(0).norm().clamp(min=1e-6)
 
+    def normal(self, batch):
+        """The Gaussian that an action is drawn from before it is squashed, shapes [n, dim]; None if there is none."""
+        return None
+
     def log_prob(self, batch):
         """Log-density of the logged actions, with the capability "log_prob". Shape [n]."""
         raise NotImplementedError("{} has no density of actions".format(self.name))

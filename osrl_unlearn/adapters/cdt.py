@@ -167,6 +167,13 @@ class CDTAdapter(Adapter):
         """The distance: the likelihood is one of whole sequences."""
         return (self.actions(batch) - actions).norm(dim=-1).mean() / actions.std(0).norm().clamp(min=1e-6)
 
+    def normal(self, batch):
+        """The Gaussian at the last step of each sequence, given its labels; None if the model is not stochastic."""
+        if not self.model.stochastic:
+            return None
+        density = self._predict(batch)
+        return torch.distributions.Normal(batch.last(density.mean), batch.last(density.stddev))
+
     def log_prob(self, batch):
         """Mean log-density of the logged actions over the steps of each sequence, given its labels. Shape [n]."""
         density = self._predict(batch).log_prob(batch.action_sequence).sum(-1)

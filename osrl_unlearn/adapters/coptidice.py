@@ -54,10 +54,13 @@ class COptiDICEAdapter(ValueAdapter):
         """tanh of the mean, as COptiDICE acts; max_action is never applied by OSRL."""
         return self.model.actor(observations, True, False)[0]
 
+    def normal(self, batch):
+        """The actor's Gaussian before tanh."""
+        return self.model.actor(batch.observations, False, True, True)[-1]
+
     def log_prob(self, batch):
         """Log-density under the Gaussian *before* tanh: that is what OSRL's actor is fitted with. Shape [n]."""
-        *_, normal = self.model.actor(batch.observations, False, True, True)
-        return normal.log_prob(batch.actions).sum(-1)
+        return self.normal(batch).log_prob(batch.actions).sum(-1)
 
     def _heads(self, network, observations):
         return torch.stack(network.predict(observations, None)[1])

@@ -30,10 +30,13 @@ class CPQAdapter(ActionValueAdapter):
         """Deterministic actions, scaled by max_action."""
         return self.model._actor_forward(observations, True, False)[0]
 
+    def normal(self, batch):
+        """The actor's Gaussian before tanh."""
+        return self.model.actor(batch.observations, False, True, True)[-1]
+
     def log_prob(self, batch):
         """Log-density of the logged actions under the squashed Gaussian. Shape [n]."""
-        *_, normal = self.model.actor(batch.observations, False, True, True)
-        return squashed_log_prob(normal, batch.actions, self.model.max_action)
+        return squashed_log_prob(self.normal(batch), batch.actions, self.model.max_action)
 
     def reward_heads(self, observations, actions):
         """Heads of the reward critic. Shape [heads, n]."""

@@ -173,7 +173,7 @@ def _auditor(value):
             return False, "because against {} the AUROC is {:.3f}, 95 % interval [{:.3f}, {:.3f}]{}".format(
                 {"reference": "a retrained agent", "holdout": "held-out trajectories"}[against],
                 figures["auroc"]["mean"], *figures["auroc"]["ci95"],
-                "; that of one reference against another reaches {:.3f}".format(allowed) if "calibration" in value else "")
+                "; one reference against another reaches {:.3f}".format(allowed) if "calibration" in value else "")
     return True, "because no AUROC is told from 0.5, or from that of one reference against another"
 
 

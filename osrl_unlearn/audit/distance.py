@@ -4,6 +4,7 @@ import itertools
 import numpy as np
 import torch
 from scipy.stats import ks_2samp, wasserstein_distance
+from torch.distributions import Normal, kl_divergence
 
 from osrl_unlearn.audit.base import Metric, Result, Set, has_states_only
 from osrl_unlearn.data.views import Batch
@@ -17,9 +18,14 @@ VALUES = ("reward_value", "cost_value")
 
 @torch.no_grad()
 def says(adapter, batch, seed):
-    """{"actions", and of agents with critics "reward_value", "cost_value"} of an agent on a batch, as arrays."""
+    """{"actions", of agents with critics "reward_value", "cost_value", and of those that draw their actions from a
+    Gaussian its "mean" and "std"} on a batch, as arrays.
+    """
     with private_torch(seed, adapter.device):  # the same latents for every agent
         found = {"actions": adapter.actions(batch)}
+        normal = adapter.normal(batch)
+        if normal is not None:
+            found.update(mean=normal.mean, std=normal.stddev)
         if "values" in adapter.capabilities:
             found.update({name: getattr(adapter, name)(batch).mean(0) for name in VALUES})
     return {name: value.double().cpu().numpy() for name, value in found.items()}
@@ -73,12 +79,13 @@ class Distance(Metric):
     needs = frozenset({"reference"})
 
     def compute(self, ctx):
-        """{set: {"actions", "reward_value", "cost_value"}} for every pair with a reference.
+        """{set: {"actions", "kl", "reward_value", "cost_value"}} for every pair with a reference.
 
         "actions" is the mean over trajectories of the squared distance of the actions, with its interval, in units of
-        the squared spread of the retained actions; values have "wasserstein" (in units of the first reference's spread
-        on the retain set) and the Kolmogorov-Smirnov statistic "ks" with its p-value. Rows of one trajectory depend on
-        each other, so p-values are those of one row per trajectory.
+        the squared spread of the retained actions, and "kl" the Kullback-Leibler divergence of the policies from the
+        first to the second, of agents that draw their actions from a Gaussian; values have "wasserstein" (in units of
+        the first reference's spread on the retain set) and the Kolmogorov-Smirnov statistic "ks" with its p-value. Rows
+        of one trajectory depend on each other, so p-values are those of one row per trajectory.
         """
         sets = dict(ctx.sets)
         details = {"fresh": "states that the first reference visits in evaluation"}
@@ -116,6 +123,9 @@ def _squared(a, b):
 
 def _between(a, b, where, spread, units):
     found = {"actions": summary(where.per_trajectory(_squared(a, b) / spread))}
+    if "mean" in a and "mean" in b:
+        one, other = (Normal(*(torch.as_tensor(said[key]) for key in ("mean", "std"))) for said in (a, b))
+        found["kl"] = summary(where.per_trajectory(kl_divergence(one, other).sum(-1).numpy()))
     first = np.unique(where.owner, return_index=True)[1]
     middle = first + np.bincount(where.owner) // 2
     for name, unit in units.items():

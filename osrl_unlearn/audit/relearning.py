@@ -7,14 +7,14 @@ from osrl_unlearn.generators import private_torch
 from osrl_unlearn.methods.gate import SafetyGate
 
 BUDGET, CHECKS, EPISODES = 0.02, 4, 5  # share of the training's updates; how often, and in how many episodes, to look
-FORGET_SHARE = 0.05
+FORGET_SHARES = (0.01, 0.05, 0.1)
 
 
 class Relearning(Metric):
     """Ordinary training of the agent, and of the first reference, until they cost as much as the original did.
 
-    On the retain set alone, and with 5 % of the forgotten rows mixed in. Cost is that of episodes, or the safety gate's
-    estimate where no episodes are to be run. Optimisers go on as they were left.
+    On the retain set alone, and with 1, 5 and 10 % of the forgotten rows mixed in. Cost is that of episodes, or the
+    safety gate's estimate where no episodes are to be run. Optimisers go on as they were left.
     """
 
     name = "relearning"
@@ -24,13 +24,17 @@ class Relearning(Metric):
     def compute(self, ctx):
         """{data: {agent: {"costs": [before, at each check], "updates": until the original's level or None}}}."""
         forget, retain = (view.rows.cpu().numpy() for view in ctx.views)
-        some = np.random.default_rng(ctx.seed).permutation(forget)[:max(1, int(FORGET_SHARE * len(forget)))]
+        order = np.random.default_rng(ctx.seed).permutation(forget)
         cost = self._cost(ctx)
         level = cost(ctx.original)
         steps = max(CHECKS, int(BUDGET * ctx.updates))
         value = {"original": level, "budget": steps}
         agents = {name: ctx.agents[name] for name in ("audited", "reference") if name in ctx.agents}
-        for label, rows in (("retain set", retain), ("retain set and 5 % of the forget set", np.union1d(retain, some))):
+        mixed = {"retain set": retain}
+        for share in FORGET_SHARES:
+            mixed["retain set and {:.0%} of the forget set".format(share)] = np.union1d(
+                retain, order[:max(1, int(share * len(order)))])
+        for label, rows in mixed.items():
             value[label] = {name: self._relearn(ctx, adapter, rows, steps, cost, level)
                             for name, adapter in agents.items()}
         return Result(value, details={"unit": "cost per episode" if ctx.episodes else "estimated discounted cost",

@@ -1,6 +1,7 @@
 """Is the agent safe, and what does it earn: episodes, and an estimate that needs no environment."""
 import numpy as np
 
+from osrl_unlearn.audit import fqe
 from osrl_unlearn.audit.base import Metric, Result
 from osrl_unlearn.evaluate.statistics import paired_difference, share, summary, worst_share
 from osrl_unlearn.methods.gate import SafetyGate
@@ -25,7 +26,7 @@ class Safety(Metric):
 
     def compute(self, ctx):
         """Figures per agent, and the paired differences of the audited agent to the others."""
-        value = {"estimate": estimates(ctx)}
+        value = {"estimate": estimates(ctx), "fitted_q": fqe.costs(ctx)}
         if ctx.episodes:
             value["agents"] = {name: figures(ctx.rollouts(name), ctx.cost_limit) for name in ctx.agents}
             value["difference"] = {name: {key: paired_difference(ctx.rollouts("audited")[key], ctx.rollouts(name)[key])

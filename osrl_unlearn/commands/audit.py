@@ -7,6 +7,7 @@ from osrl_unlearn import environments, rundir, status
 from osrl_unlearn.audit import certificate
 from osrl_unlearn.audit.base import Context
 from osrl_unlearn.audit.signature import sign
+from osrl_unlearn.audit.table import rows
 from osrl_unlearn.commands.unlearn import load_data, own_manifest
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, RunError
 from osrl_unlearn.evaluate.report import markdown_table
@@ -135,48 +136,7 @@ def repeat(made, run_dir, dataset=None):
 
 def table(made):
     """Markdown: the main figures and what was not computed, then the claims."""
-    rows = []
-    for name, result in made["audit"].items():
-        if "not_computed" in result:
-            rows.append([name, "not computed", result["not_computed"]])
-        else:
-            rows += [[name] + row for row in SHOWN.get(name, lambda value: [])(result["value"])]
     said = {True: "yes", False: "NO", None: "not tested"}
-    return "\n\n".join([markdown_table(rows, ["metric", "figure", "value"]), markdown_table(
+    return "\n\n".join([markdown_table(rows(made["audit"]), ["metric", "figure", "value"]), markdown_table(
         [[claim["text"], said[claim["holds"]], claim["because"]] for claim in made["claims"]],
         ["claim", "holds", "because"])])
-
-
-def _summary(figure):
-    return "{:.4g} [{:.4g}, {:.4g}]".format(figure["mean"], *figure["ci95"])
-
-
-def _figures(agents, prefix=""):
-    return [["{}{} of {}".format(prefix, key, name), _summary(figure)] for name, found in agents.items()
-            for key, figure in found.items()]
-
-
-NON_MEMBERS = {"reference": "audited against reference", "original": "original against reference",
-               "calibration": "reference 2 against reference", "holdout": "audited against held-out trajectories"}
-SHOWN = {
-    "safety": lambda v: _figures(v.get("agents", {})) + [
-        ["estimated discounted cost of " + name, "{:.4g}".format(found["cost"])]
-        for name, found in v["estimate"].items()],
-    "distance": lambda v: [["squared distance of actions, {}, {} states".format(pair, where),
-                            _summary(found["actions"])] for pair, sets in v.items() for where, found in sets.items()],
-    "membership": lambda v: [["AUROC of {}{}".format(name, title), _summary(found["auroc"])] for key, title in (
-        ("attacks", ""), ("calibration", ", reference 2 in its place"), ("power", ", original in its place"))
-        for name, found in v.get(key, {}).items()],
-    "trajauditor": lambda v: [["{} trajectories taken for training data of {}".format(where, name), _summary(found)]
-                              for where, agents in v.items() for name, found in agents.items()],
-    "auditor": lambda v: [["{} of {}".format(figure, NON_MEMBERS[against]), _summary(found)]
-                          for against, figures in v.items() for figure, found in figures.items()],
-    "gaussian_score": lambda v: [["score of " + name, "{}, p = {:.2g}".format(_summary(found["score"]), found[
-        "p_value"])] for name, found in v.items()],
-    "trigger": lambda v: [row for label, agents in v.items() for row in _figures(
-        {name: {"cost": found["cost"]} for name, found in agents.items()}, label + ": ")],
-    "relearning": lambda v: [["{}, {}: updates to a cost of {:.4g}".format(label, name, v["original"]),
-                              "not within {}".format(v["budget"]) if found["updates"] is None else found["updates"]]
-                             for label, agents in v.items() if isinstance(agents, dict)
-                             for name, found in agents.items()],
-}

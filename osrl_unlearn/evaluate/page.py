@@ -9,6 +9,7 @@ import io
 import json
 import os
 
+from osrl_unlearn.audit.table import rows
 from osrl_unlearn.errors import EnvironmentProblem
 from osrl_unlearn.evaluate import figures, intervals, markdown
 from osrl_unlearn.evaluate.tables import interval, markdown_table, number, percent, setting
@@ -219,24 +220,8 @@ def _audit(path, audit, level):
                                         c.get("because", "")] for c in audit["claims"]],
                             ["claim", "holds", "because"]))
     if audit.get("metrics"):
-        rows = []
-        for metric, found in audit["metrics"].items():
-            if "not_computed" in found:
-                rows.append([metric, "not computed", found["not_computed"]])
-                continue
-            value = _value(found.get("value"))
-            if found.get("ci95") is not None:
-                value += " [{}, {}]".format(*map(number, found["ci95"]))
-            rows.append([metric, value, ", ".join("{}: {}".format(k, _value(v))
-                                                  for k, v in (found.get("details") or {}).items())])
-        parts.append(_table("Metrics", rows, ["metric", "value [95 % interval]", "details"]))
+        parts.append(_table("Metrics", rows(audit["metrics"]), ["metric", "figure", "value [95 % interval]"]))
     return parts
-
-
-def _value(value):
-    if value is None or isinstance(value, (int, float)) and not isinstance(value, bool):
-        return number(value)
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 # Several runs ---------------------------------------------------------------------------------------------------------

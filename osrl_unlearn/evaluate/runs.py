@@ -9,13 +9,12 @@ from osrl_unlearn.evaluate.structure import check, walk
 from osrl_unlearn.rundir import manifest_path
 
 AUDITS = ("audit.json", "certificate.json")
-NUMBERS = {"type": ["array", "null"], "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
 AUDIT_SCHEMA = {  # of both
     "type": "object",
     "properties": {
         "verdict": {"type": "string"}, "reason": {"type": "string"},
         "metrics": {"type": "object", "additionalProperties": {"type": "object", "properties": {
-            "ci95": NUMBERS, "details": {"type": ["object", "null"]}, "not_computed": {"type": "string"}}}},
+            "value": {"type": "object"}, "not_computed": {"type": "string"}}}},
         "claims": {"type": "array", "items": {"type": "object", "required": ["claim", "holds"], "properties": {
             "claim": {"type": "string"}, "holds": {"type": ["boolean", "null"]}, "because": {"type": "string"}}}}}}
 
