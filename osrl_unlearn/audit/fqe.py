@@ -53,7 +53,8 @@ class CostEvaluation:
         for _ in range(STEPS):
             drawn = samples[heads, torch.randint(n, (HEADS, BATCH), generator=generator)].to(inputs.device)
             with torch.no_grad():  # in units of the cost per step, so that gamma does not matter to the scale
-                wanted = (1 - gamma) * batch.costs[drawn] / most + gamma * self.going_on[drawn] * target(following[drawn])
+                later = self.going_on[drawn] * target(following[drawn])
+                wanted = (1 - gamma) * batch.costs[drawn] / most + gamma * later
             loss = (online(inputs[drawn]) - wanted).pow(2).mean(1).sum()
             optimizer.zero_grad()
             loss.backward()

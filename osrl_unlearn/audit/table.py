@@ -4,7 +4,8 @@
 def rows(metrics):
     """[metric, figure, value] of each main figure of {metric: what :meth:`Metric.run` gives}, and what is missing."""
     found = []
-    for name, result in metrics.items():
+    for name in [name for name in SHOWN if name in metrics] + [name for name in metrics if name not in SHOWN]:
+        result = metrics[name]
         if "not_computed" in result:
             found.append([name, "not computed", result["not_computed"]])
         else:

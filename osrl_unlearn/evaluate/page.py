@@ -216,9 +216,9 @@ def _audit(path, audit, level):
     name = os.path.splitext(os.path.basename(path))[0]
     parts = [_heading(level, name.capitalize()), _text("From `{}`.".format("/".join(path.split(os.sep)[-4:])))]
     if audit.get("claims"):
-        parts.append(_table("Claims", [[c["claim"], {True: "yes", False: "NO", None: "not decided"}[c["holds"]],
-                                        c.get("because", "")] for c in audit["claims"]],
-                            ["claim", "holds", "because"]))
+        said = {True: "yes", False: "NO", None: "not decided"}
+        parts.append(_table("Claims", [[c.get("text", c["claim"]), said[c["holds"]], c.get("because", "")]
+                                       for c in audit["claims"]], ["claim", "holds", "because"]))
     if audit.get("metrics"):
         parts.append(_table("Metrics", rows(audit["metrics"]), ["metric", "figure", "value [95 % interval]"]))
     return parts

@@ -16,7 +16,8 @@ AUDIT_SCHEMA = {  # of both
         "metrics": {"type": "object", "additionalProperties": {"type": "object", "properties": {
             "value": {"type": "object"}, "not_computed": {"type": "string"}}}},
         "claims": {"type": "array", "items": {"type": "object", "required": ["claim", "holds"], "properties": {
-            "claim": {"type": "string"}, "holds": {"type": ["boolean", "null"]}, "because": {"type": "string"}}}}}}
+            "claim": {"type": "string"}, "text": {"type": "string"}, "because": {"type": "string"},
+            "holds": {"type": ["boolean", "null"]}}}}}}
 
 
 class UnlearnedRun(NamedTuple):
