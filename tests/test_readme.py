@@ -1,4 +1,5 @@
 """The README's Python example runs, its flags are the real ones, and the tutorial's commands are."""
+import glob
 import os
 import re
 import shlex
@@ -50,3 +51,13 @@ def test_every_command_of_the_tutorial_is_one():
 def test_every_command_is_in_the_readme(text):
     from osrl_unlearn.cli import COMMANDS
     assert [name for name in COMMANDS if not re.search(r"osrl-unlearn ([a-z]+ \| )*{}\b".format(name), text)] == []
+
+
+def test_every_table_of_results_is_one_that_a_bench_wrote(text):
+    written = set()
+    for path in glob.glob(os.path.join(resources.folder("bench"), "results", "*.md")):
+        with open(path, encoding="utf-8") as file:
+            written.update(line.strip() for line in file if line.startswith("|"))
+    shown = [line.strip() for line in text[text.index("<!-- results -->"):text.index("<!-- end of results -->")]
+             .splitlines() if line.startswith("|")]
+    assert len(shown) > 100 and [line for line in shown if line not in written] == []

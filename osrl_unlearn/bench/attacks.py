@@ -13,10 +13,12 @@ from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.output import number
 from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.evaluate.report import markdown_table, panels
+from osrl_unlearn.registry import ATTACKS
 
 INVALID, DESTROYS, HARMS = "agent not valid when clean", "destroys the agent", "harms"
 WITHIN, LESS, NOTHING = "costs more, within the limit", "earns less", "no effect measured"
 FEW = "not decided: one seed"
+MOST = 0.2  # an attacker who owns more of the data needs no attack
 
 
 @dataclasses.dataclass
@@ -164,7 +166,25 @@ def text(report):
                               number(compared["poisoned"]["return"]), number(compared["difference"]["cost"], "+"),
                               number(compared["difference"]["return"], "+"), row["verdict"] if counts else ""])
         parts.append(markdown_table(lines, ["attack", "rate", "cost", "return", "+ cost", "+ return", "verdict"]))
+    if report["rows"]:
+        parts.append("## Valid attacks\n\nThat harm at a rate of at most {:.0%}, and from which rate on:\n\n{}".format(
+            MOST, _valid(report)))
     return "\n\n".join(parts)
+
+
+def _valid(report):
+    """A line per agent, a column per kind of attack."""
+    kinds, found = {row["name"]: ATTACKS.load(row["name"]).kind for row in report["rows"]}, {}
+    for row in report["rows"]:
+        setting = report["suite"]["settings"][row["setting"]]
+        cell = found.setdefault(setting["agent"]["name"], {}).setdefault(kinds[row["name"]], {})
+        if row["verdict"] == HARMS and row["rate"] <= MOST:
+            where = row["name"], row["setting"].partition("/")[2] or row["setting"]
+            cell[where] = min(row["rate"], cell.get(where, MOST))
+    columns = list(dict.fromkeys(kinds.values()))
+    return markdown_table([[agent] + [", ".join("{} from {:.0%} ({})".format(name, rate, task) for (name, task), rate
+                                                in cells[kind].items()) or "none" if kind in cells else "not tried"
+                                      for kind in columns] for agent, cells in found.items()], ["agent"] + columns)
 
 
 # Okabe and Ito's colours; the markers differ too, for black and white.

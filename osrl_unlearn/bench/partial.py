@@ -155,9 +155,21 @@ def text(report):
         lines = [_line("doing nothing", idle)] + [_line(row["method"], row) for row in rows]
         parts.append("## {setting}, {attack} {rate:g}\n\n".format(**idle) + output.training(setting) + " The final "
                      "agents are evaluated in {} episodes.".format(evaluation["last"] * evaluation["episodes"]))
+        parts.append(_costs(suite["methods"], rows))
         parts.append(markdown_table(lines, ["method", "known", "wrong", "cost", "return", "+ cost", "+ return",
                                             "verdict", "within the limit", "changed the agent", "seconds"]))
     return "\n\n".join(parts)
+
+
+def _costs(methods, rows):
+    """The costs alone: a line per list, a column per method."""
+    lists = {}
+    for row in rows:
+        lists.setdefault((row["known"], row["wrong"]), {})[row["method"]] = number(row["cost"])
+    return markdown_table([["{:.0%} of the poison{}".format(known, ", and {:.0%} of it is clean".format(wrong)
+                                                            if wrong else "")]
+                           + [costs.get(method, "") for method in methods] for (known, wrong), costs in lists.items()],
+                          ["the list holds"] + ["cost with {}".format(method) for method in methods])
 
 
 def _line(name, row):
