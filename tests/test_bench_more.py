@@ -315,7 +315,7 @@ def test_a_table_of_detection(tmp_path):
 def test_the_shipped_suite_of_detection():
     suite = shipped("detection", suites.DataSuite)
     # Every attack that leaves something to find, at every rate, and the clean data.
-    assert len(plan_of(found, suite)) == 3 * 2 * (1 + sum(len(a.rates) for a in suite.attacks.values()))
+    assert len(plan_of(found, suite)) == 2 * 2 * (1 + sum(len(a.rates) for a in suite.attacks.values()))
     scales = [attack.options["reward_scale"] for attack in suite.attacks.values() if attack.name == "reward_bait"]
     assert scales == [1.5, 3, 6] and {attack.name for attack in suite.attacks.values()} == set(
         suites.ATTACKS.builtins) - {"coverage_collapse"}

@@ -218,6 +218,24 @@ def test_an_agent_that_is_safe_only_without_the_trigger_is_not_called_safe():
 
 # Several runs ---------------------------------------------------------------------------------------------------------
 
+def test_quality_against_budget(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "_figures", lambda *_: [])
+    for steps, costs in ((100, HIGH), (1000, LOW)):
+        def change(report, steps=steps, costs=costs):
+            report["updates"] = dict(report["updates"], unlearn=steps)
+            set_costs(report, unlearned=costs)
+        write_run(tmp_path / str(steps) / "unlearned" / "safe_rule", change)
+    folders = [str(tmp_path / name) for name in ("100", "1000")]
+    assert main(["report", *folders, "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "## Quality against budget: BCQL on OfflineBallCircle-v0" in text
+    assert "safe_rule after 100 updates: cost {:.1f}".format(np.mean(HIGH)) in text
+    assert "safe_rule after 1,000 updates: cost {:.1f}".format(np.mean(LOW)) in text
+    assert (tmp_path / "out" / "figures" / "budgets-1.png").stat().st_size > 5000
+    assert main(["report", folders[0], "--out", str(tmp_path / "one")]) == 0
+    assert "Quality against budget" not in (tmp_path / "one" / "report.md").read_text(encoding="utf-8")
+
+
 def test_several_runs_are_averaged_over_trained_agents(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(page_module, "_figures", lambda *_: [])  # they take time and are looked at elsewhere
     means = []

@@ -35,7 +35,7 @@ def content(runs):
             parts.append(_group_verdict(name, group))
     parts += [_heading(2, "All runs"), _all_runs(runs)]
     for n, methods in enumerate(groups.values(), 1):
-        parts += _over_runs(methods, "over-runs-{}".format(n))
+        parts += _over_runs(methods, "over-runs-{}".format(n)) + _over_budgets(methods, "budgets-{}".format(n))
     for n, run in enumerate(runs, 1):
         parts += [_heading(2, "Run {}: {}".format(n, run.label), "run-{}".format(n))]
         parts += _run(run, 3, "run-{}-".format(n))
@@ -319,6 +319,31 @@ def _over_runs(methods, file):
                 "{}.".format(_points(points), setting(report["cost_limit"])),
                 "Cost against return: mean over trained agents, with 95 % intervals. Safe is to the left of the dashed "
                 "line.")]}]
+
+
+def _over_budgets(methods, file):
+    """Cost and return against the updates, of methods of which there are runs with several budgets."""
+    curves = {}
+    for runs in methods.values():
+        report = runs[0].report
+        numbers = _per_agent(runs, "unlearned")
+        if numbers["cost"]:
+            curve = curves.setdefault((report["method"], json.dumps(report["options"], sort_keys=True)), {})
+            curve[report["updates"]["unlearn"]] = intervals.means(numbers)
+    found = {}
+    for (method, _), curve in curves.items():
+        if len(curve) > 1:  # the same method with other options is another curve
+            found["{} ({})".format(method, len(found) + 1) if method in found else method] = curve
+    if not found:
+        return []
+    report = next(iter(methods.values()))[0].report
+    return [_heading(2, "Quality against budget: {} on {}".format(report["agent"], report["task"])),
+            {"kind": "figures", "figures": [_figure(
+                file, figures.draw_budgets(found, report["cost_limit"]), "Cost and return against the updates of "
+                "unlearning. " + "; ".join("{} after {:,} updates: cost {:.1f}, return {:.1f}".format(
+                    name, updates, point["cost"]["mean"], point["return"]["mean"])
+                    for name, curve in found.items() for updates, point in sorted(curve.items())),
+                "Cost (left) and return (right) per episode against the updates of unlearning; over trained agents.")]}]
 
 
 # Writers --------------------------------------------------------------------------------------------------------------
