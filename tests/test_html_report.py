@@ -79,6 +79,9 @@ def single(tmp_path_factory):
     write_json(str(run / "osrl_unlearn" / "audit.json"), {
         "verdict": "One claim does not hold.",
         "metrics": {"auc": {"value": {"auroc": {"mean": 0.7123, "ci95": [0.65, 0.77]}, "share": 0.25}},
+                    "membership": {"value": {"attacks": {}}, "details": {"against": "retained", "values": {
+                        agent: {"reward_value": {"forget": [1.0, 2.0, low], "others": [3.0, 4.0]}}
+                        for agent, low in (("original", 3.0), ("audited", 0.5))}}},
                     "relearning": {"not_computed": "because there is no retrained agent"}},
         "claims": [{"claim": "rows cannot be told apart", "holds": False, "because": "AUC above 0.6"},
                    {"claim": "nothing comes back", "holds": None, "because": "not tried"}]})
@@ -130,7 +133,8 @@ def test_the_page_is_one_file_and_every_figure_has_a_text(single):
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", raw) and "url(" not in raw and "@import" not in raw
     assert "default-src 'none'" in raw and "<script" not in page.tags and "script" not in page.tags
     assert "<script>alert(1)</script> & more" in page.text and "<script" not in text
-    assert len(page.images) == 6
+    assert len(page.images) == 7
+    assert any("original, reward critic, forget: 2.00; " in image["alt"] for image in page.images)
     for image in page.images:
         assert len(image["alt"]) > 40 and image["src"].startswith("data:image/png;base64,")
     shown = re.findall(r"\]\((figures/.*?)\)", text)

@@ -131,12 +131,17 @@ class Membership(Metric):
             value["calibration"] = {name: max((figures[name] for figures in found),
                                               key=lambda figures: abs(figures["auroc"]["mean"] - 0.5))
                                     for name in found[0]}
+        said = dict(zip(("audited", "reference"), asked))
         if ctx.original is not None:
-            value["power"] = separations(against(ask(ctx.original), asked[1:]))
+            said["original"] = ask(ctx.original)
+            value["power"] = separations(against(said["original"], asked[1:]))
         value["strongest"] = max((name for name in attacks if len(agents) > 2 or "value" not in name),
                                  key=lambda name: abs(attacks[name]["auroc"]["mean"] - 0.5))
+        shown = {name: {critic: {"forget": forget.per_trajectory(rows[0]).tolist(),
+                                 "others": other.per_trajectory(rows[1])[like].tolist()}
+                        for critic, rows in answers[1].items()} for name, answers in said.items()}
         return Result(value, per, {"against": "held-out" if ctx.holdout is not None else "retained",
-                                   "trajectories": {"forget": len(forget.ids), "others": len(like)}})
+                                   "trajectories": {"forget": len(forget.ids), "others": len(like)}, "values": shown})
 
 
 def differences(agent, references, sets):

@@ -5,6 +5,7 @@ The user's backend, settings and open figures stay as they are.
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from osrl_unlearn.evaluate.tables import setting
@@ -175,6 +176,35 @@ def draw_plane(agents, limit):
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=2, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.25 * -(-len(labels) // 2) / figure.get_figheight(), 1, 1))
+    return figure
+
+
+def draw_members(values, against):
+    """Box plots of the critics' values of forgotten and of other trajectories, before, after and retrained.
+
+    ``values`` is {agent: {critic: {"forget", "others": one number per trajectory}}} of the membership metric.
+    """
+    agents = [(name, label) for name, label in (("original", "before"), ("audited", "after"),
+                                                ("reference", "retrained")) if name in values]
+    critics = list(values["audited"])
+    figure, axes = panels(4.2 * len(critics), 3.8, 1, len(critics))
+    for ax, critic in zip(axes, critics):
+        for shift, which, color in ((-0.18, "forget", VERMILLION), (0.18, "others", GREY)):
+            boxes = ax.boxplot([values[name][critic][which] for name, _ in agents], widths=0.3, showfliers=False,
+                               positions=[n + shift for n in range(len(agents))], patch_artist=True)
+            for box, hatch in zip(boxes["boxes"], ["//" if which == "forget" else ""] * len(agents)):
+                box.set(facecolor="white", edgecolor=color, hatch=hatch)
+            for line_ in boxes["medians"]:
+                line_.set(color=color, linewidth=2)
+        ax.set_xticks(range(len(agents)))
+        ax.set_xticklabels([label for _, label in agents])
+        ax.set_ylabel("{} still to come, by the {}".format(*{
+            "reward_value": ("reward", "reward critic"), "cost_value": ("cost", "cost critic")}[critic]))
+        ax.grid(False, axis="x")
+    handles = [Patch(facecolor="white", edgecolor=color, hatch=hatch, label=label) for color, hatch, label in (
+        (VERMILLION, "//", "forgotten trajectories"), (GREY, "", against + " trajectories like them"))]
+    figure.legend(handles=handles, loc="lower center", ncol=len(critics), frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, (0.3 if len(critics) > 1 else 0.5) / figure.get_figheight(), 1, 1))
     return figure
 
 

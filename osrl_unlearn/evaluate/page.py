@@ -9,6 +9,8 @@ import io
 import json
 import os
 
+import numpy as np
+
 from osrl_unlearn.audit.table import rows
 from osrl_unlearn.errors import EnvironmentProblem
 from osrl_unlearn.evaluate import figures, intervals, markdown
@@ -92,7 +94,7 @@ def _run(run, level, prefix):
         parts += [_heading(level, "Figures"), {"kind": "figures", "figures": drawn}]
     parts += _worst(report, level)
     for path, audit in run.audits.items():
-        parts += _audit(path, audit, level)
+        parts += _audit(path, audit, level, prefix)
     parts += [_heading(level, "In detail")]
     parts += [_text(text) for text in [verdict(report), markdown.forgotten_text(report),
                                        *markdown.screening_lines(report)]]
@@ -212,7 +214,7 @@ def _limits(run):
     return lines
 
 
-def _audit(path, audit, level):
+def _audit(path, audit, level, prefix):
     name = os.path.splitext(os.path.basename(path))[0]
     parts = [_heading(level, name.capitalize()), _text("From `{}`.".format("/".join(path.split(os.sep)[-4:])))]
     if audit.get("claims"):
@@ -221,7 +223,23 @@ def _audit(path, audit, level):
                                        for c in audit["claims"]], ["claim", "holds", "because"]))
     if audit.get("metrics"):
         parts.append(_table("Metrics", rows(audit["metrics"]), ["metric", "figure", "value [95 % interval]"]))
+        parts += _members((audit["metrics"].get("membership") or {}).get("details") or {}, prefix + name + "-members")
     return parts
+
+
+def _members(details, file):
+    """What the critics say of forgotten trajectories and of ones like them; agents without critics say nothing."""
+    values = details.get("values") or {}
+    if not values.get("audited"):
+        return []
+    medians = ["{}, {}, {}: {:.2f}".format(agent, critic.replace("_value", " critic"), which, np.median(numbers))
+               for agent, critics in values.items() for critic, sets in critics.items()
+               for which, numbers in sets.items()]
+    return [{"kind": "figures", "figures": [_figure(
+        file, figures.draw_members(values, details["against"]), "Critics' values, medians. " + "; ".join(medians),
+        "What the critics expect of forgotten trajectories, and of {} ones that are like them: boxes are quartiles, "
+        "whiskers 1.5 times their distance. Each critic is mapped by a line onto what the latter really brought or "
+        "cost.".format(details["against"]))]}]
 
 
 # Several runs ---------------------------------------------------------------------------------------------------------
