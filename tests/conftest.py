@@ -1,9 +1,15 @@
 """Every test leaves Python's import machinery and its handling of Ctrl-C as it found them."""
+import contextlib
 import signal
 
 import pytest
 
 from osrl_unlearn.hooks import compat
+
+# submitit closes every handler of logging when it is imported, and absl's closes its stream with it: in the middle of a
+# test, that stream would be the one in which pytest keeps what the tests print.
+with contextlib.suppress(ImportError):
+    import submitit  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
