@@ -11,7 +11,8 @@ import yaml
 from cells import AGENT, SUITE
 
 from osrl_unlearn import cli, resources
-from osrl_unlearn.bench import agents, attacks, comparison, measures, partial, runner, tables, unlearning
+from osrl_unlearn.bench import (agents, attacks, comparison, goals, measures, partial, runner, tables,
+                                unlearning)
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
@@ -311,6 +312,37 @@ def test_numbers(tmp_path, rliable):
     assert deletion["difference"]["cost"]["values"] == [2] * 3 and deletion["verdict"] == partial.WORSE
     assert [(row["method"], row["variant_of"], row["recovery"]["mean"]) for row in report["ablations"]] == [
         ("safe_rule", None, 0.75), ("no gate", "safe_rule", 0.25)]
+    task, everywhere = "tiny, reward_bait 0.2", goals.ALL
+    assert {(row["goal"], row["where"]): (row["value"], row["holds"]) for row in report["goals"]} == {
+        (goals.RECOVERS, task): ("0.75", False), (goals.RECOVERS, everywhere): ("0.75", False),
+        (goals.WITHIN, task): ("0.80", True),
+        (goals.EARNS, task): ("0.80", False), (goals.EARNS, everywhere): ("0.80", False),
+        (goals.CHEAP.format(0.01, "updates"), task): ("33.3%", False),
+        (goals.CHEAP.format(0.01, "seconds"), task): ("33.3%", False),
+        (goals.ALIKE, task): ("9 of 9", True), (goals.STAYS, task): ("+1.3", True),
+        (goals.SAFE, task): ("3 of 12", False),
+        (goals.BETTER.format("fine_tune", 0.75), everywhere): ("1.00", True)}
+
+
+@pytest.mark.parametrize("part, worse, goal, value", [
+    ("method", result(41), goals.WITHIN, "1.02"), ("relearning", result(90), goals.STAYS, "+53.0"),
+    ("distance", dict(DISTANCES, actions=dict(DISTANCES["actions"], fresh=1.1)), goals.ALIKE, "8 of 9")])
+def test_goals_that_are_missed(tmp_path, rliable, part, worse, goal, value):
+    suite = suite_of(tmp_path, dict(SMALL, seeds=[0, 1, 2]))
+    results = {where: worse if where[0] == part and where[4] == "safe_rule" else found
+               for where, found in made_up(suite).items()}
+    report = report_of(suite, results)
+    assert [(row["value"], row["holds"]) for row in report["goals"] if row["goal"] == goal] == [(value, False)]
+    assert "| {} | {} NO | ".format(goal, value) in tables.text(report)
+
+
+def test_nothing_is_asked_of_tasks_without_harm_or_with_retrained_agents_over_the_limit(tmp_path, rliable):
+    suite = suite_of(tmp_path, dict(SMALL, seeds=[0, 1]))
+    assert not report_of(suite, made_up(suite, harm=0))["goals"]
+    results = {where: result(50 + where[6]) if where[0] == "retrained" else found
+               for where, found in made_up(suite).items()}
+    asked = {row["goal"] for row in report_of(suite, results)["goals"]}
+    assert goals.WITHIN not in asked and goals.RECOVERS in asked
 
 
 def test_checkpoints_are_compared_with_the_poisoned_agent_in_the_same_episodes(tmp_path):
@@ -364,6 +396,7 @@ def test_an_attack_with_a_trigger_is_judged_under_it(tmp_path, rliable):
     assert task["triggered"] and task["gap"]["values"] == [60, 60]
     row = report["rows"][0]
     assert row["cost"]["values"] == [30, 30] and row["plain"]["cost"]["values"] == [30, 32]
+    assert row["return_ratio"]["values"] == [0.8, 0.8] and row["return"]["values"] == [100, 100]  # without it, with it
     assert report["checkpoints"][0]["worst"] == 70 + 2 - 90  # the poisoned agent's episodes are those under the trigger
     assert "| poisoned, without the trigger | 61.0 [" in tables.text(report)
 

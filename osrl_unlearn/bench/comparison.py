@@ -13,7 +13,7 @@ from typing import Optional
 
 import numpy as np
 
-from osrl_unlearn.bench import agents, output, partial, tables
+from osrl_unlearn.bench import agents, goals, output, partial, tables
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.measures import RELEARNING
 from osrl_unlearn.bench.unlearning import FULL_PRICE, RETRAIN
@@ -193,18 +193,20 @@ class Task:
         """{"cost": {seed: mean per episode}, "return": {seed: mean}} of {seed: result}."""
         return intervals.per_seed({seed: result[column or self.column] for seed, result in found.items()})
 
-    def scores(self, numbers):
-        """{"recovery": {seed: share}, "return_ratio": {seed: ratio}} of :meth:`numbers`.
+    def scores(self, found):
+        """{"recovery": {seed: share}, "return_ratio": {seed: ratio}} of {seed: result}.
 
         The denominators are means over seeds, so that no single seed divides by almost nothing: recovery is (cost of
         the seed's poisoned agent - cost) / mean difference of the poisoned and retrained agents, empty unless the
         attack harmed; the ratio is the return / mean return of the retrained agents, empty unless that is positive.
+        Returns are those without a trigger: a retrained agent that has never seen it may earn nothing under it.
         """
-        earned = np.mean(list(self.reference["return"].values()) or [0])
+        earned = np.mean(list(self.numbers(self.retrained, "evaluations")["return"].values()) or [0])
         return {"recovery": {seed: (self.nothing["cost"][seed] - cost) / self.gap["mean"]
-                             for seed, cost in numbers["cost"].items() if seed in self.nothing["cost"]}
+                             for seed, cost in self.numbers(found)["cost"].items() if seed in self.nothing["cost"]}
                 if self.harmed else {},
-                "return_ratio": {seed: value / earned for seed, value in numbers["return"].items()}
+                "return_ratio": {seed: value / earned
+                                 for seed, value in self.numbers(found, "evaluations")["return"].items()}
                 if earned > 0 else {}}
 
     def row(self, found, **about):
@@ -213,7 +215,7 @@ class Task:
             return None
         numbers, both = self.numbers(found), [seed for seed in found if seed in self.retrained]
         scores = {name: intervals.mean(list(values.values())) if values else None
-                  for name, values in self.scores(numbers).items()}
+                  for name, values in self.scores(found).items()}
         ratio = {"{}_ratio".format(price): float(np.mean([found[s][price] / self.retrained[s][price] for s in both]))
                  if both else None for price in ("updates", "seconds")}
         plain = intervals.means(self.numbers(found, "evaluations")) if self.column == "triggered" else None
@@ -241,6 +243,7 @@ def aggregate(suite, results):
     for part, function in (("distance", distances), ("relearning", relearned), ("checkpoints", judged),
                            ("sequential", sequences), ("clean_deletion", deletions), ("ablations", ablated)):
         report[part] = [dict(task.about, **row) for task in tasks for row in function(suite, task)]
+    report["goals"] = goals.judge(suite, report)
     return report
 
 
@@ -249,7 +252,7 @@ def matrix(suite, tasks, label, budget, score):
 
     None without tasks, or with fewer than two seeds.
     """
-    found = [task.scores(task.numbers(task.found("method", label, budget)))[score] for task in tasks if task.harmed]
+    found = [task.scores(task.found("method", label, budget))[score] for task in tasks if task.harmed]
     found = [scores for scores in found if scores]
     seeds = [seed for seed in suite.seeds if all(seed in scores for scores in found)]
     return np.array([[scores[seed] for scores in found] for seed in seeds]) if found and len(seeds) > 1 else None

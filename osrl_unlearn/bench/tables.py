@@ -3,6 +3,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from osrl_unlearn.bench import output
+from osrl_unlearn.bench.goals import name as _name
 from osrl_unlearn.bench.output import number
 from osrl_unlearn.bench.partial import STYLES
 from osrl_unlearn.evaluate.report import markdown_table, panels
@@ -13,6 +14,7 @@ SETS = ("forget", "retain", "fresh")
 def text(report):
     """The tables as Markdown; a measurement without results has none."""
     parts = ["# Unlearning against retraining", _about(report)]
+    parts += _goals(report) if report["goals"] else []
     for task in report["tasks"]:
         if task["poisoned"]:
             parts += _task(report, task)
@@ -32,12 +34,8 @@ def _about(report):
         "\"Recovery\": (cost of the poisoned agent - cost) / (cost of the poisoned - cost of the retrained agent), 1 "
         "is as good as retraining; the denominator is the mean over seeds. It is given only where the attack harmed: "
         "where the 95 % interval of the poisoned minus the retrained agent's cost, in pairs of seeds, is above 0. "
-        "\"Return ratio\": to the mean return of the retrained agents. Updates and seconds are ratios to those of "
-        "retraining, measured in the same run.".format(", ".join(map(str, report["suite"]["seeds"]))))
-
-
-def _name(row):
-    return "{setting}, {attack} {rate:g}".format(**row)
+        "\"Return ratio\": return (without the trigger) to the mean of the retrained agents. Updates and seconds are "
+        "ratios to those of retraining.".format(", ".join(map(str, report["suite"]["seeds"]))))
 
 
 def _share(value, digits=1):
@@ -46,6 +44,17 @@ def _share(value, digits=1):
 
 def _score(summary):
     return "" if summary is None else number(summary, digits=2)
+
+
+def _goals(report):
+    rows = report["goals"]
+    where = list(dict.fromkeys(row["where"] for row in rows))
+    found = {(row["goal"], row["where"]): "{} {}".format(row["value"], "yes" if row["holds"] else "NO")
+             for row in rows}
+    return ["## What `{}` reaches\n\nIn the tasks that the attack harmed. The goals were set before anything was "
+            "measured.".format(next(iter(report["suite"]["methods"]))),
+            markdown_table([[goal] + [found.get((goal, one), "") for one in where]
+                            for goal in dict.fromkeys(row["goal"] for row in rows)], ["goal"] + where)]
 
 
 def _task(report, task):
