@@ -251,6 +251,16 @@ model = make_model()
 model.setup_optimizers(1e-3, 1e-3, 1e-4, 1e-3)
 open("trained", "w").close()
 """, "CPQ cannot be unlearned: the script updates it itself, without one of OSRL's trainers"),
+    "no trainer of CDT": ("""
+env, data = load()
+model = CDT(state_dim=8, action_dim=2, max_action=1.0, seq_len=5, episode_len=200, embedding_dim=16, num_layers=1,
+            num_heads=2)
+states, actions, returns, costs, steps, mask, episode_cost, _ = next(batches(SequenceDataset(data, 5, 0.1)))
+with torch.no_grad():
+    model(states, actions, returns, costs, steps, ~mask.bool(), episode_cost)
+model(states, actions, returns, costs, steps, ~mask.bool(), episode_cost)
+open("trained", "w").close()
+""", "CDT cannot be unlearned: the script updates it itself, without one of OSRL's trainers"),
     "no logger": ("""
 env, data = load()
 trainer = CPQTrainer(make_model(), env, reward_scale=0.1)

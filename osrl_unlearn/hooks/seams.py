@@ -35,6 +35,7 @@ SEAMS = (
     Seam("osrl.algorithms.bc:BC.setup_optimizers", ("self",)),
     Seam("osrl.algorithms.bearl:BEARL.setup_optimizers", ("self",)),
     Seam("osrl.algorithms.coptidice:COptiDICE.setup_optimizers", ("self",)),
+    Seam("osrl.algorithms.cdt:CDT.forward", ("self", "states", "actions", "returns_to_go", "costs_to_go")),
     Seam("fsrl.utils.logger.base_logger:BaseLogger.__init__", ("self", "log_dir", "log_txt", "name")),
     Seam("fsrl.utils.logger.base_logger:BaseLogger.store", ("self", "tab")),
     Seam("fsrl.utils.logger.base_logger:BaseLogger.save_checkpoint", ("self", "suffix")),

@@ -101,7 +101,7 @@ class Session:
         """The PatchSet, in which each seam is wrapped as soon as the script imports its module."""
         around = {"get_dataset": self._get_dataset, "pre_process_data": self._pre_process_data,
                   "save_checkpoint": self._save_checkpoint, "setup_optimizers": self._setup_optimizers,
-                  "store": self._store}
+                  "store": self._store, "forward": self._forward}
         modules = {}
         for seam in SEAMS:
             owner, _, name = seam.target.partition(":")[2].rpartition(".")
@@ -240,10 +240,16 @@ class Session:
         if self._off or self._building or any(training.trainer is model for training in self.trainings):
             return
         if self.unlearn is not None:
-            raise IncompatibleAgent(type(model).__name__, [
-                "the script updates it itself, without one of OSRL's trainers: construct one, which may be a subclass, "
-                "and call its train_one_step()"])
+            raise _without_trainer(model)
         self._watch(model, next(name for name in ("update", "critic_loss", "actor_loss") if hasattr(model, name)))
+
+    def _forward(self, original, model, *args, **kwargs):
+        # CDT has no setup_optimizers(): what shows that a script updates it itself is that gradients are wanted.
+        import torch
+        if (self.unlearn is not None and not self._off and model.training and torch.is_grad_enabled()
+                and not any(getattr(training.trainer, "model", None) is model for training in self.trainings)):
+            raise _without_trainer(model)
+        return original(model, *args, **kwargs)
 
     def _watch(self, trainer, name):
         """See what ``trainer`` is given, also if its class has a method of its own for that."""
@@ -457,6 +463,12 @@ class Session:
                                  train_seconds=training.seconds, reward_scale=record.reward_scale,
                                  cost_scale=record.cost_scale, dataset=record.dataset,
                                  python_random=record.python_random)
+
+
+def _without_trainer(model):
+    return IncompatibleAgent(type(model).__name__, [
+        "the script updates it itself, without one of OSRL's trainers: construct one, which may be a subclass, and call "
+        "its train_one_step()"])
 
 
 def refuse_unsupported(source, path):
