@@ -262,8 +262,9 @@ def test_help_shows_the_scripts_own_and_ours(tmp_path):
 
 def test_the_same_command_again_skips_what_is_complete_and_another_one_does_not(tmp_path):
     # Flags of pyrallis' --config_path and of ours find the shipped files; nothing is said that nobody asked for.
+    dataset = shutil.copy(SHIPPED, str(tmp_path / "data.hdf5"))
     command = ["--agent", "coptidice", "--config_path", "configs/tasks/OfflineBallCircle-v0.yaml", "--name", "n",
-               "--update_steps", "20", "--dataset", SHIPPED, "--poison", "configs/attacks/cost_hide.yaml"]
+               "--update_steps", "20", "--dataset", dataset, "--poison", "configs/attacks/cost_hide.yaml"]
     unlearn = ["--unlearn", "configs/methods/fine_tune.yaml", "--unlearn.steps", "2", "--unlearn.eval_episodes", "1"]
     first = script(*command, *unlearn, "--quiet", cwd=tmp_path)
     assert [line for line in first.stderr.splitlines() if "osrl-unlearn" in line and "warning" not in line] == []
@@ -284,5 +285,10 @@ def test_the_same_command_again_skips_what_is_complete_and_another_one_does_not(
     assert [line[:len(own[0])] for line in [header] + lines][:len(own)] == own
     assert [line[0] for line in lines][-3:] == ["20", "21", "22"] and {len(line) for line in lines} == {len(header)}
     assert {"eval/NormalizedCost", "normalization/reward_min", "unlearn/accepted"} <= set(header)
+    with h5py.File(dataset, "r+") as file:
+        file["rewards"][0] += 1
+    changed = script(*command, *unlearn, cwd=tmp_path)
+    assert "is complete" not in changed.stderr and os.stat(models[0]).st_mtime_ns > before[0]
+    before = os.stat(models[0]).st_mtime_ns
     other = script(*command, "--seed", "1", cwd=tmp_path)
-    assert "is complete" not in other.stderr and os.stat(models[0]).st_mtime_ns > before[0]
+    assert "is complete" not in other.stderr and os.stat(models[0]).st_mtime_ns > before

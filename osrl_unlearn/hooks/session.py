@@ -17,6 +17,7 @@ from osrl_unlearn.data.poison import REQUIRED, poison
 from osrl_unlearn.detection import DETECT, find_forget_set
 from osrl_unlearn.engine import check_seen
 from osrl_unlearn.errors import IncompatibleAgent, OsrlUnlearnError, RunError
+from osrl_unlearn.files import sha256_file
 from osrl_unlearn.hooks.patching import Patch, PatchSet
 from osrl_unlearn.hooks.reach import ENOUGH, Reach, columns_of
 from osrl_unlearn.hooks.repeat import Skipped, fingerprint
@@ -158,7 +159,8 @@ class Session:
                 fingerprint(), attack=attack, dataset=self.dataset and os.path.abspath(self.dataset))))
         marked = rundir.completed(folder) or {}
         folders = [os.path.normpath(os.path.join(folder, run)) for run in marked.get("runs", ())]
-        if folders and all((rundir.completed(run) or {}).get("command") == self._command for run in folders):
+        if (folders and all((rundir.completed(run) or {}).get("command") == self._command for run in folders)
+                and marked.get("data", {}) == _hashes(marked.get("data", {}))):
             say("{} is complete (.complete): it is not trained again; delete the folder to start anew".format(
                 ", ".join(folders)))
             self._skipped = folders
@@ -414,8 +416,9 @@ class Session:
         """Mark what was trained, if all of it can be taken up again from its run directories."""
         folders = [training.folder for training in trained]
         if self._command is not None and all(folders) and all(t.saved == t.updates for t in trained):
+            data = _hashes({record.dataset for record in self.records if record.dataset})
             for folder in folders:
-                rundir.complete(folder, {"command": self._command,
+                rundir.complete(folder, {"command": self._command, "data": data,
                                          "runs": [os.path.relpath(other, folder) for other in folders]})
 
     def _check_reached(self, training):
@@ -488,6 +491,11 @@ def refuse_unsupported(source, path):
         raise IncompatibleAgent("the agent of {}".format(path), [
             "it is trained by {}; --unlearn works with {}".format(
                 ", ".join(sorted(trainers)), ", ".join(sorted(t for t in supported if t.endswith("Trainer"))))])
+
+
+def _hashes(paths):
+    """{absolute path: hash of the file, None if there is none}."""
+    return {path: sha256_file(path) if os.path.isfile(path) else None for path in map(os.path.abspath, sorted(paths))}
 
 
 def _equal(one, other):
