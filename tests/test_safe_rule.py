@@ -58,7 +58,12 @@ def retained(agent):
     return store.gather(torch.arange(int(index.starts[-2])))
 
 
-@pytest.mark.parametrize("name", WITH_CRITICS)
+def test_a_cost_critic_of_states_is_not_priced():
+    cost = lambda agent, batch: agent.cost_value(batch)  # noqa: E731
+    assert after("coptidice", cost, cost_weight=5.0, sigma=1) == after("coptidice", cost)
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_CRITICS if name != "coptidice"])
 def test_f2_prices_the_forget_set_as_sigma_says(name):
     cost = lambda agent, batch: agent.cost_value(batch)  # noqa: E731
     nothing = after(name, cost)

@@ -50,7 +50,10 @@ class ActionValueAdapter(ValueAdapter):
             return self.cost_heads(batch.observations, self.actions(batch)).max(0).values
 
     def cost_price(self, batch, violating=True):
-        """max(Q_c(s, pi(s)), kappa), or the minimum for a harmless transition. Shape [n]."""
+        """What a violating transition costs at least, or a harmless one at most: max or min(Q_c(s, pi(s)), kappa).
+
+        Without gradient. Shape [n].
+        """
         bound = torch.tensor(self.cost_threshold, dtype=torch.float32, device=self.device)
         return (torch.maximum if violating else torch.minimum)(self.cost_baseline(batch), bound)
 

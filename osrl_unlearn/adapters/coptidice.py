@@ -86,11 +86,6 @@ class COptiDICEAdapter(ValueAdapter):
         penalised = batch.rewards - F.softplus(self.model.lmbda.detach()) * batch.costs
         return (penalised + self.model.gamma * (1 - batch.done) * nu_next - nu) / self.model.alpha
 
-    def cost_price(self, batch, violating=True):
-        """chi(s), highest head: chi has no unit in which the cost limit could be given. Shape [n]."""
-        with torch.no_grad():
-            return self.cost_value(batch).max(0).values
-
     def violation(self, batch):
         """(E_w[c] - limit per step) / limit per step, under the weights w of the transitions.
 

@@ -39,13 +39,6 @@ class ValueAdapter(Adapter):
         """How much the reward critic favours each logged transition, up to a constant. Shape [n]."""
 
     @abstractmethod
-    def cost_price(self, batch, violating=True):
-        """What a violating transition costs at least, or a harmless one at most, in units of the cost critic.
-
-        Without gradient. Shape [n].
-        """
-
-    @abstractmethod
     def violation(self, batch):
         """Estimated relative violation of the constraint by the policy: (cost - limit) / limit. A float tensor."""
 

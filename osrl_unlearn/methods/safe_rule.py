@@ -20,8 +20,10 @@ works it builds on. Stage F forgets, stage C repairs; both add losses to OSRL's 
 
 A_r(s, a) is the preference of the reward critic for the logged action over the policy's own, b_c its cost baseline,
 kappa the cost threshold, 0 marks the agent before unlearning, and sp(x) = softplus(x). Margins are in units of the
-spread of A_r and Q_c on the retain set, distances in units of the spread of the actions. Of an agent without critics
-only the policy's own terms are left: the last ones of F3, the drift in F5, C3 and C4.
+spread of A_r and Q_c on the retain set, distances in units of the spread of the actions. A cost critic of states alone
+(COptiDICE) cannot tell what a forgotten pair costs from what its state does, so it has no F2: priced there, it only
+gets far from a retrained agent's, and the policy does not change. Of an agent without critics only the policy's own
+terms are left: the last ones of F3, the drift in F5, C3 and C4.
 
 The safe actions of a forgotten state are our own addition: those of the most similar retained states, among those of
 trajectories within the cost limit. Making forgotten actions unlikely says where the policy must not go, and in states
@@ -93,9 +95,11 @@ class SafeRule(Method):
         self._held = self._held_out.everything(PROBE_ROWS)
         old, probe, self._reward_margin = ctx.reference, self._probe, None
         with torch.no_grad():
+            self._priced = self.options.sigma and "action_values" in ctx.adapter.capabilities
             if "values" in ctx.adapter.capabilities:
                 preference = old.preference(probe)
                 self._reward_margin = self.options.margin * preference.std().clamp(min=1e-6)
+            if self._priced:
                 self._cost_margin = self.options.margin * old.cost_value(probe).mean(0).std().clamp(min=1e-6)
             self._spread = probe.actions.std(0).norm().clamp(min=1e-6)
             if "generator" in ctx.adapter.capabilities:
@@ -135,7 +139,7 @@ class SafeRule(Method):
     def _forget(self, ctx, retain, forget):
         o, adapter = self.options, ctx.adapter
         extra = {"actor": lambda: self._actor_loss(ctx, retain, forget, 1.0)}
-        if o.sigma:
+        if self._priced:
             extra["cost_critic"] = lambda: o.cost_weight * self._cost_term(ctx, forget).mean()
         if o.sigma < 0:
             return extra  # what was priced too high was good: only its price was wrong
@@ -236,7 +240,7 @@ class SafeRule(Method):
         if i < self.stage_end and not ctx.withdrawn:
             met = "values" in ctx.adapter.capabilities and (
                 self.options.sigma < 0 or self._preference_gap(ctx, self._held).mean() <= 0) and (
-                not self.options.sigma or self._cost_gap(ctx, self._held).mean() <= 0)
+                not self._priced or self._cost_gap(ctx, self._held).mean() <= 0)
             moved = ctx.adapter.actions(self._probe) - ctx.reference.actions(self._probe)
             if met or moved.norm(dim=-1).mean() / self._spread > self.options.drift:
                 self.stage_end = i
