@@ -58,6 +58,7 @@ def test_every_table_of_results_is_one_that_a_bench_wrote(text):
     for path in glob.glob(os.path.join(os.path.dirname(README), "osrl_unlearn", "bench", "results", "*.md")):
         with open(path, encoding="utf-8") as file:
             written.update(line.strip() for line in file if line.startswith("|"))
-    shown = [line.strip() for line in text[text.index("<!-- results -->"):text.index("<!-- end of results -->")]
-             .splitlines() if line.startswith("|")]
+    parts = [text[text.index("<!-- {} -->".format(part)):text.index("<!-- end of {} -->".format(part))]
+             for part in ("headline", "results")]
+    shown = [line.strip() for part in parts for line in part.splitlines() if line.startswith("|")]
     assert len(shown) > 100 and [line for line in shown if line not in written] == []
