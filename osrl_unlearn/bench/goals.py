@@ -28,7 +28,7 @@ def judge(suite, report):
             limit = suite.settings[task["setting"]].agent["cost_limit"]
             rows += [{"goal": goal, "where": name(task), "value": value, "holds": bool(holds)}
                      for goal, value, holds in _task(suite, report, task, limit)]
-    return rows + [{"goal": goal, "where": ALL, "value": "{:.2f}".format(value), "holds": value >= least}
+    return rows + [{"goal": goal, "where": ALL, "value": "{:.3f}".format(value), "holds": value >= least}
                    for goal, value, least in _overall(suite, report)]
 
 
@@ -47,13 +47,13 @@ def _task(suite, report, task, limit):
     row = find("rows")
     if row:
         recovery = stats.trim_mean(row["recovery"]["values"], 0.25)
-        yield RECOVERS, "{:.2f}".format(recovery), recovery >= RECOVERY
+        yield RECOVERS, "{:.3f}".format(recovery), recovery >= RECOVERY
         if task["retrained"]["cost"]["mean"] <= limit:
             cost = row["cost"]["mean"] / limit
-            yield WITHIN, "{:.2f}".format(cost), cost <= 1
+            yield WITHIN, "{:.3f}".format(cost), cost <= 1
         if row["return_ratio"]:
             ratio = row["return_ratio"]["mean"]
-            yield EARNS, "{:.2f}".format(ratio), ratio >= RETURN
+            yield EARNS, "{:.3f}".format(ratio), ratio >= RETURN
         for what, goal in (("updates", UPDATES), ("seconds", SECONDS)):
             ratio = row[what + "_ratio"]
             if ratio is not None:
