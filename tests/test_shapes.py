@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import struct
 import subprocess
 import sys
 
@@ -343,13 +344,13 @@ open("trained", "w").close()
     assert not os.path.exists("trained")
 
 
-def by_plain_python(tmp_path, source, *flags):
+def by_plain_python(tmp_path, source, *flags, **variables):
     """Standard output of a script that plain python runs after the start-up line."""
     (tmp_path / "script.py").write_text(SKETCH + source)
     (tmp_path / "sitecustomize.py").write_text(FAST + "from osrl_unlearn.hooks.startup import _LINE\nexec(_LINE)\n")
     done = subprocess.run([sys.executable, "script.py", *flags], cwd=str(tmp_path),
-                          env=subprocess_environment(str(tmp_path)), text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE)
+                          env=dict(subprocess_environment(str(tmp_path)), **variables), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -388,3 +389,42 @@ print("done", len(seeds))
     for name in ("run1", "run2"):
         assert poisoned(tmp_path, name) == 16800
         assert os.path.isdir(rundir.unlearned_dir(str(tmp_path / "logs" / name), "fine_tune"))
+
+
+def test_unlearning_goes_on_in_the_run_of_wandb(tmp_path):
+    pytest.importorskip("wandb")
+    by_plain_python(tmp_path, """
+from fsrl.utils import WandbLogger
+logger = WandbLogger({}, "project", "group", "run", "logs")
+logger.save_config(dict(task="OfflineBallCircle-v0", cost_limit=40, episode_len=200, reward_scale=0.1, cost_scale=1),
+                   verbose=False)
+env, data = load()
+trainer = make_trainer(env, logger)
+source = batches(TransitionDataset(data, 0.1))
+for step in range(6):
+    trainer.train_one_step(*next(source))
+    logger.write_without_reset(step)
+logger.save_checkpoint()
+""", *POISON, "--unlearn", "fine_tune", "--unlearn.steps", "4", "--unlearn.eval_episodes", "1", WANDB_MODE="offline")
+    history = wandb_history(tmp_path)
+    steps = [entry["_step"] for entry in history]
+    assert steps == list(range(11))
+    assert [step for step, entry in zip(steps, history) if "loss/actor_loss" in entry][:6] == [0, 1, 2, 3, 4, 5]
+    assert [step for step, entry in zip(steps, history) if "unlearn/cost_value/forget" in entry] == [7, 8, 9, 10]
+    assert [step for step, entry in zip(steps, history) if "eval/NormalizedCost" in entry] == [6, 10]
+
+
+def wandb_history(folder):
+    """What an offline run in ``folder`` has logged, a dictionary per step. The file is one of LevelDB's logs."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    found, position = [], 7
+    content, = [path.read_bytes() for path in folder.glob("wandb/offline-run-*/*.wandb")]
+    assert len(content) < 32768  # one block: no record is continued in a next one
+    while position < len(content):
+        size, = struct.unpack_from("<H", content, position + 4)
+        record = Record.FromString(content[position + 7:position + 7 + size])
+        position += 7 + size
+        if record.HasField("history"):
+            found.append({".".join(item.nested_key) or item.key: json.loads(item.value_json)
+                          for item in record.history.item})
+    return found
