@@ -119,8 +119,8 @@ def _check_options(out, trajectories, steps, cost_limits, algorithm, seed):
 
 def _make_env(task, seed):
     """The online environment of a DSRL task, its episode length, and the largest cost in DSRL's data."""
-    if "metadrive" in task.lower():
-        raise EnvironmentProblem("{}: MetaDrive is not installed and not supported by collect; choose a "
+    if environments.is_metadrive(task):
+        raise EnvironmentProblem("{}: MetaDrive is not supported by collect; choose a "
                                  "Bullet-Safety-Gym or Safety-Gymnasium task".format(task))
     try:
         compat.install()

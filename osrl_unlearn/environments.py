@@ -5,6 +5,8 @@ import random
 import sys
 import tempfile
 
+import numpy as np
+
 from osrl_unlearn.data.dataset import check_arrays, check_file, resolve
 from osrl_unlearn.errors import EnvironmentProblem
 from osrl_unlearn.hooks import compat
@@ -52,15 +54,47 @@ def make(task, cost_limit, reward_scale=1.0):
         except ImportError as error:
             raise EnvironmentProblem("{} is not installed: run 'osrl-unlearn doctor' to see what is missing".format(
                 error.name or error))
-        if "metadrive" in task.lower():
-            raise EnvironmentProblem("MetaDrive is not installed or not supported: choose a Bullet or "
-                                     "Safety-Gymnasium task")
         try:
-            env = gymnasium.make(task)
+            env = _old_gym(task) if is_metadrive(task) else gymnasium.make(task)
         except gymnasium.error.Error as error:
             raise EnvironmentProblem("no task '{}': {}".format(task, str(error).splitlines()[0]))
         env.set_target_cost(cost_limit)
         return OfflineEnvWrapper(wrap_env(env, reward_scale=reward_scale))
+
+
+def is_metadrive(task):
+    """Whether a task is one of MetaDrive's, which DSRL registers with old gym."""
+    return "metadrive" in task.lower()
+
+
+def _old_gym(task):
+    import gym
+    try:
+        import metadrive  # noqa: F401
+        return gym.make(task)
+    except ImportError as error:
+        raise EnvironmentProblem("{}: MetaDrive is not installed ({}); DSRL's README says which version it needs".format(
+            task, error))
+    except gym.error.Error as error:
+        raise EnvironmentProblem("no task '{}': {}".format(task, str(error).splitlines()[0]))
+
+
+def start_episode(env, seed):
+    """Reset ``env`` so that its next episode is the one of ``seed``, as far as the environment lets itself be seeded.
+
+    Safety-Gymnasium seeds an environment once, at construction. Bullet tasks ignore the seed and draw from NumPy's
+    global generator. MetaDrive's seeds are numbers of scenarios, of which DSRL's tasks have one; its traffic is
+    drawn from a generator that nobody seeds. It has one engine per process, which only one environment can hold.
+    """
+    base = env.unwrapped
+    if base.spec is None or not is_metadrive(base.spec.id):
+        base.reset(seed=seed)
+        return
+    from metadrive.engine.engine_utils import close_engine, get_engine
+    if base.engine is None or base.engine is not get_engine():
+        close_engine()
+    base.reset(seed=base.config["start_seed"] + seed % base.config["environment_num"])
+    base.engine.traffic_manager.np_random = np.random.RandomState(seed)
 
 
 def find_dataset(env, chosen=None):

@@ -29,8 +29,7 @@ def test_there_is_a_file_of_every_attack_method_agent_and_task_that_can_be_used(
     assert set(names("attacks")) == set(ATTACKS.builtins)
     assert set(names("methods")) == set(METHODS.builtins) | {"safe_rule_removal_only", "traj_deleter_costs"}
     assert set(names("agents")) == set(ADAPTERS.builtins)
-    metadrive = {name for name in DEFAULT_MAX_EPISODE_STEPS if name.startswith(("easy", "medium", "hard"))}
-    assert {short(task) for task in names("tasks")} == set(DEFAULT_MAX_EPISODE_STEPS) - metadrive
+    assert {short(task) for task in names("tasks")} == set(DEFAULT_MAX_EPISODE_STEPS)
 
 
 @pytest.mark.parametrize("name", names("attacks"))
@@ -65,8 +64,8 @@ def test_a_file_of_ones_own_goes_before_the_shipped_one(tmp_path, monkeypatch):
 
 
 def short(task):
-    """DSRL's name of a task: OfflineCarGoal1Gymnasium-v0 is CarGoal1."""
-    return task[len("Offline"):].split("-v")[0].replace("Gymnasium", "")
+    """DSRL's name of a task: OfflineCarGoal1Gymnasium-v0 is CarGoal1, OfflineMetadrive-easymean-v0 easymean."""
+    return task[len("Offline"):].split("-v")[0].replace("Gymnasium", "").replace("Metadrive-", "")
 
 
 @pytest.mark.parametrize("task", names("tasks"))

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from osrl_unlearn import generators
 from osrl_unlearn.data.trigger import TriggeredEnv
+from osrl_unlearn.environments import start_episode
 from osrl_unlearn.evaluate.statistics import summary
 
 
@@ -32,8 +33,7 @@ def evaluate(adapter, episodes, seed=0, progress=True, label="evaluate", trigger
             random.seed(start)
             np.random.seed(start)
             torch.manual_seed(start)
-            # Safety-Gymnasium seeds an environment once, at construction; Bullet tasks ignore this.
-            trainer.env.unwrapped.reset(seed=start)
+            start_episode(trainer.env, start)
             np.random.seed(start)
             for key, value in zip(("reward", "cost", "length"), adapter.rollout()):
                 out[key].append(value)
