@@ -87,7 +87,8 @@ def start_episode(env, seed):
     drawn from a generator that nobody seeds. It has one engine per process, which only one environment can hold.
     """
     base = env.unwrapped
-    if base.spec is None or not is_metadrive(base.spec.id):
+    spec = getattr(base, "spec", None)
+    if spec is None or not is_metadrive(spec.id):
         base.reset(seed=seed)
         return
     from metadrive.engine.engine_utils import close_engine, get_engine
