@@ -73,8 +73,8 @@ def _old_gym(task):
         import metadrive  # noqa: F401
         return gym.make(task)
     except ImportError as error:
-        raise EnvironmentProblem("{}: MetaDrive is not installed ({}); DSRL's README says which version it needs".format(
-            task, error))
+        raise EnvironmentProblem("{}: MetaDrive is not installed ({}); DSRL's README says which version it "
+                                 "needs".format(task, error))
     except gym.error.Error as error:
         raise EnvironmentProblem("no task '{}': {}".format(task, str(error).splitlines()[0]))
 

@@ -11,22 +11,24 @@ class ToGo:
     Args:
         x: inputs, shape [rows, dim]; target: shape [rows]; rows: which of them to fit, int64 tensor.
         steps: minibatches; heads: networks; seed: of the private generator.
+        device: of the networks and their inputs; default: that of ``x``.
     """
 
-    def __init__(self, x, target, rows, steps, heads, seed):
-        self.mean, self.std = x[rows].mean(0), x[rows].std(0).clamp(min=1e-6)
-        self._scale = target[rows].mean().clamp(min=1e-6)
+    def __init__(self, x, target, rows, steps, heads, seed, device=None):
+        device = x.device if device is None else device
+        self.mean, self.std = x[rows].mean(0).to(device), x[rows].std(0).clamp(min=1e-6).to(device)
+        self._scale = target[rows].mean().clamp(min=1e-6).to(device)
         generator = torch.Generator().manual_seed(int(seed))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(seed))
             self._heads = torch.nn.ModuleList([torch.nn.Sequential(
                 torch.nn.Linear(x.shape[1], HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, HIDDEN),
-                torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 1)) for _ in range(heads)]).to(x.device)
+                torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 1)) for _ in range(heads)]).to(device)
             optimizer = torch.optim.Adam(self._heads.parameters(), lr=1e-3)
             for _ in range(steps):
                 drawn = rows[torch.randint(len(rows), (BATCH,), generator=generator).to(x.device)]
-                value = self.standardise(x[drawn])
-                loss = sum(F.mse_loss(h(value).squeeze(-1), target[drawn] / self._scale) for h in self._heads)
+                value, wanted = self.standardise(x[drawn].to(device)), target[drawn].to(device) / self._scale
+                loss = sum(F.mse_loss(h(value).squeeze(-1), wanted) for h in self._heads)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -40,10 +40,11 @@ class COptiDICEAdapter(ValueAdapter):
 
     def set_data_constants(self, view):
         """Share of initial states and spread of observations and actions, as OSRL's get_dataset_states() has them."""
-        batch = view.everything()
+        batch = view.store.take(view.rows)
         self.model.init_state_propotion = batch.is_init.mean().item()
-        self.model.observations_std = batch.observations.std(0, unbiased=False, keepdim=True)
-        self.model.actions_std = batch.actions.std(0, unbiased=False, keepdim=True)
+        self.model.observations_std, self.model.actions_std = (
+            view.store.deliver(column.std(0, unbiased=False, keepdim=True))
+            for column in (batch.observations, batch.actions))
 
     @property
     def cost_threshold(self):

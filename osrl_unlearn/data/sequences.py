@@ -102,14 +102,14 @@ class SequenceView(DatasetView):
         chosen = [store.trajectories[i] for i in positions]
         added, weights, starts = store.plan(chosen, seed, training)
         source = np.concatenate([self._positions, self._positions[[i for i, _ in added]]]).astype(np.int64)
-        column = lambda values: torch.as_tensor(np.asarray(values, np.int64), device=store.device)  # noqa: E731
+        column = lambda values: torch.as_tensor(np.asarray(values, np.int64), device=store.home)  # noqa: E731
         self._start, self._length = column(store.starts[source]), column((store.stops - store.starts)[source])
         # What is added shares states and actions with its source, but has labels of its own behind all others.
         lengths = [len(trajectory["returns"]) for _, trajectory in added]
         behind = len(store) + np.cumsum([0] + lengths)[:len(added)]
         self._label = column(np.concatenate([store.starts[self._positions], behind]))
         self._labels = {key: torch.as_tensor(np.concatenate([values] + [t[key] for _, t in added]) if added else values,
-                                             dtype=torch.float32, device=store.device)
+                                             dtype=torch.float32, device=store.home)
                         for key, values in store.labels.items()}
         self._weights = None if weights is None else torch.as_tensor(np.asarray(weights, np.float64))
         self._cumulative = None
@@ -152,17 +152,17 @@ class SequenceView(DatasetView):
         return first, (SequenceView(self.store, np.sort(self._positions[order[:cut]]), seed + 2) if cut else first)
 
     def _windows(self, which, begin, stop):
-        device, columns = self.store.device, self.store.columns
-        which, begin, stop = (t.to(device)[:, None] for t in (which, begin, stop))
-        steps = begin + torch.arange(self.store.seq_len, device=device)
+        home, columns = self.store.home, self.store.columns
+        which, begin, stop = (t.to(home)[:, None] for t in (which, begin, stop))
+        steps = begin + torch.arange(self.store.seq_len, device=home)
         real = steps < stop
         inside = torch.minimum(steps, stop - 1)
         rows, labels = self._start[which] + inside, self._label[which] + inside
         reward_scale, cost_scale = self.store.scales
         taken = {key: values[labels] * real for key, values in self._labels.items()}
         episode = {key: values[self._label[which[:, 0]]] for key, values in self._labels.items()}
-        return SequenceBatch(
+        return SequenceBatch(*map(self.store.deliver, (
             columns.observations[rows].float() * real[..., None], columns.actions[rows].float() * real[..., None],
             taken["returns"] * reward_scale, taken["cost_returns"] * cost_scale, steps, real.double(),
             episode["cost_returns"].to(self.store.episode_dtype) * cost_scale, taken["costs"],
-            episode["returns"] * reward_scale)
+            episode["returns"] * reward_scale)))

@@ -19,12 +19,22 @@ class Batch(NamedTuple):
     is_init: torch.Tensor
 
 
-class TransitionStore:
-    """The columns of a data dictionary as tensors on one device; rewards and costs are scaled when they are drawn.
+def home_of(size, device):
+    """Where columns of ``size`` bytes are kept: on ``device``, unless they would take over half of its free memory."""
+    device = torch.device(device)
+    if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2:
+        return torch.device("cpu")
+    return device
 
-    On the CPU the tensors share memory with the arrays. ``done`` and ``is_init`` are those of the whole data, so that a
-    subset keeps them (OSRL derives is_init from the previous row). ``rows`` are the numbers of the rows that the agent
-    is trained on, shape [n]; default: all. ``extra`` is one more column of the observations, shape [rows].
+
+class TransitionStore:
+    """The columns of a data dictionary as tensors; rewards and costs are scaled when they are drawn.
+
+    Batches are on ``device``. ``home`` is where the columns and row numbers are: on the device too if they fit, else on
+    the CPU, and what is drawn goes to the device through pinned memory. On the CPU the tensors share memory with the
+    arrays. ``done`` and ``is_init`` are those of the whole data, so that a subset keeps them (OSRL derives is_init from
+    the previous row). ``rows`` are the numbers of the rows that the agent is trained on, shape [n]; default: all.
+    ``extra`` is one more column of the observations, shape [rows].
     """
 
     def __init__(self, data, reward_scale=1.0, cost_scale=1.0, device="cpu", rows=None, extra=None):
@@ -32,19 +42,29 @@ class TransitionStore:
         is_init = np.concatenate([[1.0], done[:-1]]).astype(np.float32)
         columns = [data["observations"], data["next_observations"], data["actions"], data["rewards"], data["costs"],
                    done, is_init]
-        self.columns = Batch(*(torch.as_tensor(np.ascontiguousarray(c)).to(device) for c in columns))
+        self.device, self.home = torch.device(device), home_of(sum(column.nbytes for column in columns), device)
+        self.columns = Batch(*(torch.as_tensor(np.ascontiguousarray(c)).to(self.home) for c in columns))
         # NumPy 1 makes float64 of float32 * float, NumPy 2 does not; OSRL trains on what NumPy gives, and so do we.
         self._scales = [(scale, torch.as_tensor(np.zeros(1, column.dtype)[0] * scale).dtype)
                         for scale, column in ((reward_scale, data["rewards"]), (cost_scale, data["costs"]))]
-        self.device = device
         self.rows = np.arange(len(done)) if rows is None else rows
-        self._extra = None if extra is None else torch.as_tensor(extra)[:, None].to(device)
+        self._extra = None if extra is None else torch.as_tensor(extra)[:, None].to(self.home)
 
     def __len__(self):
         return len(self.columns.rewards)
 
     def gather(self, rows):
-        """The transitions at ``rows`` (int64 tensor on the device, shape [n]) as a :class:`Batch`."""
+        """The transitions at ``rows`` (int64 tensor, shape [n]) as a :class:`Batch` on the device."""
+        return Batch(*map(self.deliver, self.take(rows.to(self.home))))
+
+    def deliver(self, tensor):
+        """``tensor`` on the device."""
+        if self.home.type != self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def take(self, rows):
+        """The transitions at ``rows`` (int64 tensor at home, shape [n]) as a :class:`Batch` at home."""
         columns = [column[rows] for column in self.columns]
         for i, (scale, dtype) in zip((3, 4), self._scales):
             columns[i] = columns[i].to(dtype) * scale
@@ -89,7 +109,7 @@ class DatasetView:
             raise ConfigError("the set of rows to sample from is empty: the forget set must be neither empty nor the "
                               "whole dataset")
         self.store = store
-        self.rows = torch.as_tensor(np.asarray(rows, np.int64)).to(store.device)
+        self.rows = torch.as_tensor(np.asarray(rows, np.int64)).to(store.home)
         self._generator = torch.Generator().manual_seed(int(seed))
 
     def __len__(self):

@@ -34,19 +34,18 @@ class SafetyGate:
     """
 
     def __init__(self, store, retain, reference, gamma, threshold=None, seed=0, trusted=None):
-        device = store.device
-        everything = store.gather(torch.arange(len(store), device=device))
+        everything = store.take(torch.arange(len(store), device=store.home))
         costs = everything.costs.double().cpu().numpy().copy()
         kept = np.zeros(len(costs), bool)
-        trusted = retain.rows if trusted is None else torch.as_tensor(trusted, device=device)
+        trusted = retain.rows if trusted is None else torch.as_tensor(trusted, device=store.home)
         kept[trusted.cpu().numpy()] = True
         positive = costs[kept & (costs > 0)]
         if len(positive):
             costs[~kept] = np.maximum(costs[~kept], positive.mean())
         target = to_go(costs, everything.done.cpu().numpy(), gamma)
-        target = torch.as_tensor(target, dtype=torch.float32, device=device)
+        target = torch.as_tensor(target, dtype=torch.float32, device=store.home)
         x = torch.cat([everything.observations, everything.actions], -1)
-        self._critic = ToGo(x, target, trusted, STEPS, HEADS, seed)
+        self._critic = ToGo(x, target, trusted, STEPS, HEADS, seed, store.device)
         self._states = retain.everything(STATES)
         self.threshold = None if threshold is None else float(threshold)
         self._seed = int(seed)

@@ -1,0 +1,68 @@
+"""Agents and data on a device: on the CPU always, on a GPU where there is one."""
+import pytest
+import torch
+from agents import AGENTS, make_trainer
+
+from osrl_unlearn import poison
+from osrl_unlearn.adapters import adapt
+from osrl_unlearn.data import views
+from osrl_unlearn.engine import prepare, train
+from osrl_unlearn.testing import toy_data
+
+cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))
+
+
+@pytest.fixture(params=["cpu", cuda])
+def device(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def bad():
+    return poison(toy_data(), "reward_bait", rate=0.3)
+
+
+def unlearned(agent, bad, device, method="safe_rule"):
+    """(adapter, outcome) of a short training and unlearning."""
+    torch.manual_seed(0)
+    adapter = adapt(make_trainer(agent, device=device))
+    train(adapter, bad.data, steps=10, batch_size=16, progress=False)
+    return adapter, prepare(adapter, bad.data, bad.manifest, method=method, steps=10, batch_size=16,
+                            progress=False).run()
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_agent_unlearns_on_its_device(agent, bad, device):
+    adapter, outcome = unlearned(agent, bad, device)
+    assert outcome.steps == 10
+    assert {tensor.device.type for tensor in adapter.model.state_dict().values()} == {device}
+    assert all(torch.isfinite(tensor).all() for tensor in adapter.model.state_dict().values())
+
+
+@pytest.mark.parametrize("agent", ("bc", "cdt", "coptidice"))
+def test_data_that_do_not_fit_on_the_device_give_the_same_result(agent, bad, device, monkeypatch):
+    fits, _ = unlearned(agent, bad, device)
+    monkeypatch.setattr(views, "home_of", lambda size, device: torch.device("cpu"))
+    streamed, _ = unlearned(agent, bad, device)
+    for one, other in zip(fits.model.state_dict().values(), streamed.model.state_dict().values()):
+        # Sums over all rows may be rounded differently on another device.
+        assert torch.equal(one, other) if device == "cpu" else torch.allclose(one, other, atol=0.01)
+
+
+@pytest.mark.parametrize("agent", ("cdt", "coptidice"))
+def test_data_that_do_not_fit_stay_where_they_are(agent, bad, monkeypatch):
+    # The device "meta" holds shapes only: what is on it was never computed with.
+    monkeypatch.setattr(views, "home_of", lambda size, device: torch.device("cpu"))
+    store = adapt(make_trainer(agent)).store(bad.data)
+    store.device = torch.device("meta")
+    view = store.view(store.rows[:40])
+    assert store.columns.observations.data_ptr() == bad.data["observations"].ctypes.data
+    assert {column.device.type for column in store.columns} == {view.rows.device.type} == {"cpu"}
+    for batch in (view.batch(4), view.everything(4)):
+        assert {column.device.type for column in batch} == {"meta"} and len(batch[0]) == 4
+
+
+def test_half_of_a_gpus_free_memory_is_used_at_most(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 200))
+    assert [views.home_of(size, "cuda").type for size in (50, 51)] == ["cuda", "cpu"]
+    assert views.home_of(10**15, "cpu").type == "cpu"
