@@ -470,8 +470,8 @@ class Session:
 
 def _without_trainer(model):
     return IncompatibleAgent(type(model).__name__, [
-        "the script updates it itself, without one of OSRL's trainers: construct one, which may be a subclass, and call "
-        "its train_one_step()"])
+        "the script updates it itself, without one of OSRL's trainers: construct one, which may be a subclass, and "
+        "call its train_one_step()"])
 
 
 def refuse_unsupported(source, path):
