@@ -1,5 +1,6 @@
 """Scripts that are not built like OSRL's own: each works, or one sentence says before training why it cannot."""
 import contextlib
+import importlib.util
 import json
 import os
 import struct
@@ -171,11 +172,11 @@ def run(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setattr(screening, "STEPS", 1)
 
-    def call(source, *flags):
+    def call(source, *flags, line=()):
         (tmp_path / "script.py").write_text(SKETCH + source)
         # Bullet-Safety-Gym redirects C's streams by the names of Python's, so these must be the real ones.
         with contextlib.redirect_stdout(sys.__stdout__), contextlib.redirect_stderr(sys.__stderr__):
-            status = cli.main([*flags, "script.py"])
+            status = cli.main([*flags, "script.py", *line])
         for stream in (sys.__stdout__, sys.__stderr__):
             stream.flush()
         out, err = capfd.readouterr()
@@ -201,6 +202,36 @@ def test_it_works(run, tmp_path, shape):
         report = json.load(file)
     assert report["updates"] == {"train": 6, "unlearn": 4, "ratio": pytest.approx(4 / 6)}
     assert report["forget"]["rows"] == 16800
+
+
+HYDRA = """
+import hydra
+
+@hydra.main(version_base="1.1", config_path=None)
+def main(config):
+    env, data = load()
+    train(make_trainer(env, make_logger()), batches(TransitionDataset(data, 0.1)), config.steps)
+
+main()
+"""
+ELSEWHERE = """
+import os
+os.makedirs("outputs/today")
+os.chdir("outputs/today")
+env, data = load()
+train(make_trainer(env, make_logger()), batches(TransitionDataset(data, 0.1)))
+"""
+
+
+@pytest.mark.parametrize("source, line", [(ELSEWHERE, []), pytest.param(HYDRA, ["+steps=6"], marks=pytest.mark.skipif(
+    importlib.util.find_spec("hydra") is None, reason="hydra is not installed"))], ids=["chdir", "hydra"])
+def test_a_script_may_work_in_another_folder_than_it_started_in(run, tmp_path, source, line):
+    dataset = os.path.relpath(SHIPPED, str(tmp_path))
+    status, out, err = run(source, "--dataset", dataset, *POISON[2:], *UNLEARN, line=line)
+    assert status == 0, err[-2000:]
+    (logs,) = (tmp_path / "outputs").glob("**/logs")
+    assert poisoned(logs.parent) == 16800
+    assert os.path.isfile(rundir.model_path(rundir.unlearned_dir(str(logs / "run"), "fine_tune")))
 
 
 def test_two_agents_are_both_unlearned(run, tmp_path):

@@ -77,7 +77,7 @@ class Session:
     def __init__(self, attack=None, poison_settings=None, unlearn=None, dataset=None):
         self.attack, self.poison_settings = attack, poison_settings or {}
         self.unlearn = unlearn
-        self.dataset = dataset
+        self.dataset = dataset and os.path.abspath(dataset)
         self.detecting = unlearn is not None and unlearn.forget == DETECT
         self.forget = ForgetManifest.load(unlearn.forget) if unlearn and unlearn.forget and not self.detecting else None
         if self.forget is not None:
@@ -146,6 +146,8 @@ class Session:
         return remember
 
     def _new_logger(self, original, logger, log_dir=None, log_txt=True, name=None):
+        # Absolute, because a script may work in another folder than it started in, and we write after its end.
+        log_dir = log_dir and os.path.abspath(log_dir)
         if log_dir is not None and name is not None and not self._off:
             self._skip_if_complete(os.path.join(log_dir, name))
         original(logger, log_dir, log_txt, name)
@@ -156,7 +158,7 @@ class Session:
             attack = self.attack and dict(self.poison_settings, name=self.attack.name,
                                           options=dataclasses.asdict(self.attack.options))
             self._command = json.loads(json.dumps(dict(
-                fingerprint(), attack=attack, dataset=self.dataset and os.path.abspath(self.dataset))))
+                fingerprint(), attack=attack, dataset=self.dataset)))
         marked = rundir.completed(folder) or {}
         folders = [os.path.normpath(os.path.join(folder, run)) for run in marked.get("runs", ())]
         if (folders and all((rundir.completed(run) or {}).get("command") == self._command for run in folders)
