@@ -216,7 +216,7 @@ main()
 """
 ELSEWHERE = """
 import os
-os.makedirs("outputs/today")
+os.makedirs("outputs/today", exist_ok=True)
 os.chdir("outputs/today")
 env, data = load()
 train(make_trainer(env, make_logger()), batches(TransitionDataset(data, 0.1)))
@@ -232,6 +232,15 @@ def test_a_script_may_work_in_another_folder_than_it_started_in(run, tmp_path, s
     (logs,) = (tmp_path / "outputs").glob("**/logs")
     assert poisoned(logs.parent) == 16800
     assert os.path.isfile(rundir.model_path(rundir.unlearned_dir(str(logs / "run"), "fine_tune")))
+
+
+def test_a_command_is_recognised_wherever_its_script_works(run, tmp_path):
+    def again(text):
+        (tmp_path / "settings.yaml").write_text(text)
+        status, _, err = run(ELSEWHERE, *POISON, line=["settings.yaml"])
+        assert status == 0, err[-2000:]
+        return "is complete" in err
+    assert [again(text) for text in ("lr: 1", "lr: 1", "lr: 2")] == [False, True, False]
 
 
 def test_two_agents_are_both_unlearned(run, tmp_path):

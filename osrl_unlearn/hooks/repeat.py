@@ -12,12 +12,13 @@ class Skipped(SystemExit):
     """Ends a script, with status 0, before it trains again what is complete."""
 
 
-def fingerprint():
+def fingerprint(started):
     """What the running script's training depends on: its own modules, its arguments, and small files among them.
 
-    To be called when the script makes its logger; its configurations are imported by then.
+    To be called when the script makes its logger; its configurations are imported by then. ``started`` is the folder
+    that the script was started in, which paths are relative to: it may have gone elsewhere.
     """
-    main = os.path.abspath(sys.modules["__main__"].__file__)
+    main = os.path.join(started, sys.modules["__main__"].__file__)  # relative before Python 3.9
     root = package_root(main) + os.sep
     own = {path for name, path in ((name, getattr(module, "__file__", None)) for name, module in list(
         sys.modules.items())) if path and path.startswith(root) and path.endswith(".py")
@@ -25,5 +26,5 @@ def fingerprint():
     named = {arg.partition("=")[2] if arg.startswith("--") and "=" in arg else arg for arg in sys.argv[1:]}
     return {"arguments": sys.argv[1:],
             "modules": {os.path.relpath(path, root): sha256_file(path) for path in sorted(own | {main})},
-            "files": {path: sha256_file(path) for path in sorted(named)
+            "files": {name: sha256_file(path) for name, path in ((n, os.path.join(started, n)) for n in sorted(named))
                       if os.path.isfile(path) and os.path.getsize(path) < SMALL}}

@@ -85,6 +85,7 @@ class Session:
         self.records: List[Record] = []
         self.trainings: List[Training] = []
         self.patch_set = PatchSet()
+        self._started = os.getcwd()
         self._path = self._env = self._error = None
         self._watched = set()
         self._command = None  # see hooks/repeat.py
@@ -158,7 +159,7 @@ class Session:
             attack = self.attack and dict(self.poison_settings, name=self.attack.name,
                                           options=dataclasses.asdict(self.attack.options))
             self._command = json.loads(json.dumps(dict(
-                fingerprint(), attack=attack, dataset=self.dataset)))
+                fingerprint(self._started), attack=attack, dataset=self.dataset)))
         marked = rundir.completed(folder) or {}
         folders = [os.path.normpath(os.path.join(folder, run)) for run in marked.get("runs", ())]
         if (folders and all((rundir.completed(run) or {}).get("command") == self._command for run in folders)
