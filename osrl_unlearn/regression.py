@@ -1,4 +1,4 @@
-"""A small regression of what follows a transition on the transition; shared by the safety gate and the screening."""
+"""Regressions of what follows a transition on the transition."""
 import torch
 import torch.nn.functional as F
 
@@ -6,7 +6,9 @@ BATCH, HIDDEN = 512, 128
 
 
 class ToGo:
-    """Mean of ``target`` given ``x``, by a few small networks that start differently.
+    """What the safety gate and the screening share: mean of ``target`` given ``x``.
+
+    A few small networks, which start differently.
 
     Args:
         x: inputs, shape [rows, dim]; target: shape [rows]; rows: which of them to fit, int64 tensor.
@@ -42,3 +44,38 @@ class ToGo:
         """Predictions of every head in units of the target. Shape [heads, n]."""
         x = self.standardise(x)
         return torch.stack([h(x).squeeze(-1) for h in self._heads]) * self._scale
+
+
+@torch.no_grad()
+def refit(layers, batches, ridge):
+    """Fit linear layers of one output each to a target, by ridge regression on what they are given now.
+
+    Args:
+        layers: list of torch.nn.Linear, each with one output; changed in place. Of one without a bias the fit has none.
+        batches: [(function that calls each of the layers once on n inputs, target [n])], one batch at a time.
+        ridge: the penalty of the weights, in units of the inputs' mean variance (without a bias: mean square).
+    """
+    inputs, sums = {}, [0.0 for _ in layers]
+    handles = [layer.register_forward_hook(lambda layer, given, out: inputs.update({layer: given[0]}))
+               for layer in layers]
+    try:
+        for call, target in batches:
+            call()
+            for n, layer in enumerate(layers):
+                # All that least squares needs is in one matrix of inner products.
+                x = torch.cat([inputs[layer], torch.ones_like(target)[:, None], target[:, None]], -1).double()
+                sums[n] = sums[n] + x.T @ x
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer, products in zip(layers, sums):
+        square, sum_, cross = (products[:-2, column] for column in (slice(-2), -2, -1))
+        count, total = products[-2, -2], products[-2, -1]
+        if layer.bias is not None:
+            square = square - torch.outer(sum_, sum_) / count
+            cross = cross - sum_ * total / count
+        penalty = (ridge * square.diagonal().mean()).clamp(min=1e-12)
+        weight = torch.linalg.solve(square + penalty * torch.eye(len(square)).to(square), cross)
+        layer.weight.copy_(weight)
+        if layer.bias is not None:
+            layer.bias.copy_((total - weight @ sum_) / count)

@@ -136,8 +136,19 @@ def empirical(data, features, start, gamma, rows=slice(None)):
     return CMDP(sums[0] / counts[..., None], sums[1] / counts, sums[2] / counts, start, gamma)
 
 
+class Critic(torch.nn.Linear):
+    """Q(s, a) = x(s)' W a, as a layer of one output on the products of all features and actions."""
+
+    def __init__(self, features, actions):
+        super().__init__(features * actions, 1, bias=False)
+
+    def of(self, observations, actions):
+        """Q(s, a). Shape [n]."""
+        return self((actions[:, :, None] * observations[:, None, :]).flatten(1)).squeeze(-1)
+
+
 class TableModel(torch.nn.Module):
-    """Critics Q(s, a) = x(s)' W a, policy and behaviour model softmax(x(s)' W): tabular if the x(s) are unit vectors.
+    """Critics x(s)' W a, policy and behaviour model softmax(x(s)' W): tabular if the x(s) are unit vectors.
 
     An action is a vector of probabilities, a logged one is one-hot; so Q(s, pi(s)) is exactly E_pi Q(s, a).
     """
@@ -145,7 +156,8 @@ class TableModel(torch.nn.Module):
     def __init__(self, features, actions, rate):
         super().__init__()
         for name in ("actor", "critic", "cost_critic", "behaviour"):
-            layer = torch.nn.Linear(features.shape[1], actions, bias=False)
+            size = features.shape[1], actions
+            layer = Critic(*size) if "critic" in name else torch.nn.Linear(*size, bias=False)
             setattr(self, name, layer)
             setattr(self, name + "_optim", torch.optim.SGD(layer.parameters(), rate))
 
@@ -169,8 +181,8 @@ class TableTrainer:
         for name, labels in (("critic", rewards), ("cost_critic", costs)):
             critic = getattr(model, name)
             with torch.no_grad():
-                target = labels + self.gamma * (1 - done) * (critic(next_observations) * following).sum(-1)
-            losses[name] = ((critic(observations) * actions).sum(-1) - target).pow(2).mean() / 2
+                target = labels + self.gamma * (1 - done) * critic.of(next_observations, following)
+            losses[name] = (critic.of(observations, actions) - target).pow(2).mean() / 2
         losses["behaviour"] = (torch.softmax(model.behaviour(observations), -1) - actions).pow(2).mean()
         losses["actor"] = 0 * model.actor(observations).sum()
         for name, loss in losses.items():
@@ -213,12 +225,14 @@ class TableAdapter(ActionValueAdapter):
         """Let the network ``name`` say ``table`` [states, actions] exactly."""
         weights = np.linalg.solve(self.features.astype(np.float64), table)
         with torch.no_grad():
-            getattr(self.model, name).weight.copy_(torch.as_tensor(weights.T, dtype=torch.float32))
+            weight = getattr(self.model, name).weight
+            weight.copy_(torch.as_tensor(weights.T, dtype=torch.float32).reshape(weight.shape))
 
     def table(self, name):
         """What the network ``name`` says; probabilities for policy and behaviour model. Shape [states, actions]."""
         with torch.no_grad():
-            out = getattr(self.model, name)(torch.as_tensor(self.features)).double()
+            features = torch.as_tensor(self.features)
+            out = (features @ getattr(self.model, name).weight.view(-1, features.shape[1]).T).double()
         return (torch.softmax(out, -1) if name in ("actor", "behaviour") else out).numpy()
 
     def reset_hidden(self):
@@ -250,13 +264,17 @@ class TableAdapter(ActionValueAdapter):
         """That error, over the batch."""
         return self.generator_error(batch).mean()
 
+    def reward_output_layers(self):
+        """All that the critic consists of."""
+        return [self.model.critic]
+
     def reward_heads(self, observations, actions):
         """Q_r. Shape [1, n]."""
-        return (self.model.critic(observations) * actions).sum(-1)[None]
+        return self.model.critic.of(observations, actions)[None]
 
     def cost_heads(self, observations, actions):
         """Q_c. Shape [1, n]."""
-        return (self.model.cost_critic(observations) * actions).sum(-1)[None]
+        return self.model.cost_critic.of(observations, actions)[None]
 
 
 class Scenario:

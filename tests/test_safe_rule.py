@@ -16,7 +16,7 @@ from osrl_unlearn.methods.safe_rule import SafeRule, SafeRuleOptions, _within_li
 from osrl_unlearn.testing import toy_data
 
 # Every term off; each test turns one on.
-OFF = dict(reward_weight=0.0, cost_weight=0.0, generator_weight=0.0, policy_weight=0.0, imitation_weight=0.0,
+OFF = dict(refit=0.0, reward_weight=0.0, cost_weight=0.0, generator_weight=0.0, policy_weight=0.0, imitation_weight=0.0,
            action_weight=0.0, repair_share=1.0, anchor=0.0, forget_share=1.0, drift=1e9, margin=3.0, learning_rate=1e-3)
 
 
@@ -49,6 +49,84 @@ def test_f1_lowers_the_reward_critics_preference_for_the_forget_set(name):
     def preference(agent, batch):
         return agent.preference(batch).mean() - agent.preference(retained(agent)).mean()
     assert after(name, preference, reward_weight=5.0) < after(name, preference) - 1e-3
+
+
+def praised(name, **more):
+    """:func:`setting` with an agent whose reward critic was raised by far more than the returns' spread."""
+    agent, ctx = setting(name)
+    for critic in [agent.model.nu_network] if name == "coptidice" else [agent.model.critic, agent.model.critic_old]:
+        for layer in critic.modules():
+            if isinstance(layer, torch.nn.Linear) and layer.out_features == 1:
+                layer.bias.data += 50.0
+    return agent, dataclasses.replace(ctx, reference=agent.frozen(), **more)
+
+
+def prepared(name, agent_and_ctx=None, **options):
+    agent, ctx = agent_and_ctx or praised(name)
+    SafeRule(SafeRuleOptions(**dict(OFF, **dict({"refit": 1e-3}, **options)))).prepare(ctx)
+    return agent, ctx
+
+
+@pytest.mark.parametrize("name", ["bcql", "bearl"])
+def test_f0_fits_a_raised_reward_critic_and_its_target_to_the_returns_of_the_retain_set(name):
+    agent, ctx = prepared(name)
+    batch = ctx.retain.everything()
+    returns = to_go(ctx.retain.store.rewards().numpy(), ctx.retain.store.columns.done.numpy(), agent.gamma)
+    returns = torch.as_tensor(returns)[ctx.retain.rows]
+    for head in agent.reward_value(batch):
+        assert head.mean().item() == pytest.approx(returns.mean().item(), abs=1e-3)
+        assert ((head - returns) ** 2).mean() < 0.999 * returns.var(unbiased=False)  # what they have learned is used
+    for old, new in zip(agent.model.critic_old.parameters(), agent.model.critic.parameters()):
+        assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize("name, options, more", [
+    ("bcql", {"refit": 0.0}, {}), ("bcql", {"sigma": -1}, {}), ("bcql", {}, {"withdrawn": True}),
+    ("cpq", {}, {}), ("coptidice", {}, {})])
+def test_f0_is_for_praised_returns_only(name, options, more):
+    agent, ctx = praised(name, **more)
+    before = agent.state()["weights"]
+    prepared(name, (agent, ctx), **options)
+    assert all(torch.equal(t, before[n]) for n, t in agent.model.state_dict().items())
+
+
+def test_f0_does_not_touch_a_critic_that_the_retain_set_does_not_contradict():
+    agent, ctx = prepared("bcql")
+    spread = to_go(ctx.retain.store.rewards().numpy(), ctx.retain.store.columns.done.numpy(), agent.gamma).std()
+    for layer in agent.reward_output_layers():
+        layer.bias.data += 0.5 * spread
+    before = agent.state()["weights"]
+    prepared("bcql", (agent, ctx))
+    assert all(torch.equal(t, before[n]) for n, t in agent.model.state_dict().items())
+
+
+def test_f0_takes_no_reward_of_a_forgotten_row():
+    def weights(reward):
+        agent, ctx = praised("bcql")
+        index = TrajectoryIndex(toy_data())
+        store = ctx.retain.store
+        rows = np.arange(index.starts[-1] + 3, index.stops[-1] - 1)  # retained rows before and after them
+        store.columns.rewards[rows] = reward
+        forget, retain = forget_and_retain(store, rows)
+        return prepared("bcql", (agent, dataclasses.replace(ctx, forget=forget, retain=retain)))[0].model.state_dict()
+    one, other = weights(0.0), weights(1e6)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_f0_stays_when_the_first_steps_are_rolled_back():
+    class Once:
+        asked = 0
+
+        def accepts(self, adapter):
+            self.asked += 1
+            return self.asked > 1, 1.0
+
+        def summary(self):
+            return {"used": True}
+    agent, ctx = praised("bcql")
+    outcome = SafeRule(SafeRuleOptions()).run(dataclasses.replace(ctx, gate=Once()))
+    assert outcome.accepted and outcome.rollbacks == 1
+    assert agent.reward_value(ctx.retain.everything()).mean() < 25
 
 
 def retained(agent):

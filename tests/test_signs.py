@@ -17,7 +17,7 @@ from osrl_unlearn.methods.base import Context
 from osrl_unlearn.methods.safe_rule import SafeRule, SafeRuleOptions
 
 # Every term off; each test turns one on.
-OFF = dict(reward_weight=0.0, cost_weight=0.0, generator_weight=0.0, policy_weight=0.0, imitation_weight=0.0,
+OFF = dict(refit=0.0, reward_weight=0.0, cost_weight=0.0, generator_weight=0.0, policy_weight=0.0, imitation_weight=0.0,
            action_weight=0.0, repair_share=1.0, anchor=0.0, multiplier_rate=0.0, forget_share=1.0, drift=1e9,
            learning_rate=0.0)
 SIGMA = {"cost_hide": 1, "cost_inflate": -1, "reward_bait": 1}  # the documented choice for each attack
@@ -115,6 +115,28 @@ def test_the_agent_starts_at_the_fixed_point_of_its_own_updates_on_the_poisoned_
     agent.update(DatasetView(store, np.arange(len(store))).everything())
     assert np.allclose(agent.table("critic"), start.reward_q, atol=1e-4)
     assert np.allclose(agent.table("cost_critic"), start.cost_q, atol=1e-4)
+
+
+# F0: reward critic, output layers fitted to the returns of the retain set ---------------------------------------------
+
+
+@both_agents
+def test_f0_brings_the_values_of_baited_pairs_to_the_retrained_ones(kind):
+    case = scenario("reward_bait", kind)
+    agent, _ = run(case, 1, refit=1e-3)
+    old, new, goal = case.poisoned.reward_q, agent.table("critic"), case.retrained.reward_q
+    for pairs in (case.forgotten, case.retained):
+        assert distance(new, goal, pairs) < 0.2 * distance(old, goal, pairs)
+        assert distance(lead(new), lead(goal), pairs) < 0.6 * distance(lead(old), lead(goal), pairs)
+    assert np.allclose(agent.table("cost_critic"), case.poisoned.cost_q, atol=1e-4)
+
+
+@both_agents
+def test_f0_leaves_a_critic_that_the_retain_set_does_not_contradict_as_it_is(kind):
+    """Returns of the data are not those of a better policy: fitted to them, this critic would get farther away."""
+    case = scenario("cost_hide", kind)
+    agent, _ = run(case, 1, refit=1e-3)
+    assert np.allclose(agent.table("critic"), case.poisoned.reward_q, atol=1e-4)
 
 
 # F1: reward critic, sp(A_r(s, a) + m) on the forget set ---------------------------------------------------------------

@@ -19,6 +19,13 @@ class ActionValueAdapter(ValueAdapter):
     def cost_heads(self, observations, actions):
         """Every head of the cost critic. Shape [heads, n]."""
 
+    def reward_output_layers(self):
+        """The layers that the heads of the reward critic end in, linear with one output each.
+
+        None where the critic is not to be fitted to returns: because it ends otherwise, or estimates something else.
+        """
+        return []
+
     def reward_value(self, batch):
         """Q_r(s, a) of the logged actions. Shape [heads, n]."""
         return self.reward_heads(batch.observations, batch.actions)
@@ -84,6 +91,11 @@ class PIDLagrangianAdapter(ActionValueAdapter):
     def cost_threshold(self):
         """``qc_thres``, the set point of the PID controller."""
         return self.model.qc_thres
+
+    def reward_output_layers(self):
+        """The last layers of both reward critics."""
+        return [layer for layer in self.model.critic.modules()
+                if isinstance(layer, torch.nn.Linear) and layer.out_features == 1]
 
     def reward_heads(self, observations, actions):
         """All heads of both reward critics. Shape [heads, n]."""

@@ -290,9 +290,11 @@ class Adapter(ABC):
             reset()
             covered.update(id(p) for p in module.parameters(recurse=False))
 
-    def sync_targets(self):
-        """Make every target network equal to the network that it follows."""
+    def sync_targets(self, role=None):
+        """Make every target network equal to the network that it follows, or only those that follow ``role``."""
         for target, source in self.targets.items():
+            if role is not None and source != self.parts[role].module:
+                continue
             getattr(self.model, target).load_state_dict(getattr(self.model, source).state_dict())
 
     @abstractmethod

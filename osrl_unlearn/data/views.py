@@ -72,6 +72,11 @@ class TransitionStore:
             columns[0] = torch.cat([columns[0], self._extra[rows].to(columns[0].dtype)], -1)
         return Batch(*columns)
 
+    def rewards(self):
+        """The rewards of all rows, scaled as in batches. Shape [rows], at home."""
+        scale, dtype = self._scales[0]
+        return self.columns.rewards.to(dtype) * scale
+
     def highest_cost(self):
         """The highest cost of all rows, scaled as in batches."""
         return self.columns.costs.max().item() * self._scales[1][0]

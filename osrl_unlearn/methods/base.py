@@ -150,7 +150,11 @@ class _Run:
             self.before = self.good = ctx.adapter.state()
             self.values_before = self._values()
             self.ever_accepted = not method.gated
+            started = time.perf_counter()
             method.prepare(ctx)
+            self.seconds += time.perf_counter() - started
+            if method.gated:
+                self.good = ctx.adapter.state()  # what was prepared stays when the first steps are rolled back
         else:
             self._set_state(resume)
 

@@ -3,6 +3,7 @@
 A reconstruction from the abstract of arXiv 2606.09559 (the paper's own formulas are not public to us) and from the
 works it builds on. Stage F forgets, stage C repairs; both add losses to OSRL's own updates on the retain set:
 
+    F0  reward critic   if the retain set contradicts it: output layers fitted, once, to the returns-to-go of that set
     F1  reward critic   sp(A_r(s, a) + m)                       value suppression, bounded slope, on the forget set
     F2  cost critic     sp(m + sigma (price(s) - Q_c(s, a)))    forgotten pairs are priced as violating (sigma = 1:
                         price = max(b_c, kappa)) or as harmless (sigma = -1: price = min(b_c, kappa), relu for sp,
@@ -25,6 +26,13 @@ spread of A_r and Q_c on the retain set, distances in units of the spread of the
 gets far from a retrained agent's, and the policy does not change. Of an agent without critics only the policy's own
 terms are left: the last ones of F3, the drift in F5, C3 and C4.
 
+F0 is our own addition, for BCQ-Lag and BEAR-Lag. Praised rewards raise the values of all states that lead there, and
+bootstrapping hands raised values on: after 1 % of the training's updates they are still there. If the critic's mean on
+the retain set is off its mean return by more than a standard deviation of these returns, least squares of the output
+layers on the returns (no bootstrapping) mends that at once; what the hidden layers have learned stays, the agent's own
+updates go on from there, and there is no C1. Where nothing is contradicted the fit would only lose what the policy does
+better than the data. CPQ's reward critic is not a return (it stops where the cost critic objects), COptiDICE's neither.
+
 The safe actions of a forgotten state are our own addition: those of the most similar retained states, among those of
 trajectories within the cost limit. Making forgotten actions unlikely says where the policy must not go, and in states
 that no retained trajectory visits, as under a trigger, it then goes anywhere, which can be worse than the poison. In
@@ -38,11 +46,15 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
+from osrl_unlearn.data.trajectories import to_go
 from osrl_unlearn.data.views import Batch
 from osrl_unlearn.methods.base import PROBE_ROWS, Method, UpdateOptions
 from osrl_unlearn.options import option
+from osrl_unlearn.regression import refit
 
 NEIGHBOURS = 2048  # forgotten pairs that the anchor's distances are taken to
+FITTED, FITTED_CHUNK = 262144, 8192  # retained pairs that the reward critic is fitted to, and how many at a time
+CONTRADICTED = 1.0  # in spreads of the returns; of BCQ-Lag, clean agents are within 0.2, baited ones beyond 2.5
 # Forgotten states that get safe actions, retained states that these may be from, and how many of them are similar.
 IMITATED, CANDIDATES, SIMILAR, CHUNK = 1024, 4096, 8, 32
 
@@ -51,6 +63,7 @@ IMITATED, CANDIDATES, SIMILAR, CHUNK = 1024, 4096, 8, 32
 class SafeRuleOptions(UpdateOptions):
     """Weights of the terms above."""
     forget_share: float = option(0.2, "share of the steps spent forgetting (stage F); the rest repairs (stage C)")
+    refit: float = option(1e-3, "F0: ridge penalty of the fit, in units of the features' variance; 0: no fit")
     reward_weight: float = option(0.1, "F1: suppression of the reward critic on the forget set")
     cost_weight: float = option(1.0, "F2: cost critic on the forget set")
     sigma: int = option(1, "F2: 1 forgotten pairs are priced as violating, -1 as free of cost (and nothing else about "
@@ -88,6 +101,8 @@ class SafeRule(Method):
         self.multiplier = 0.0
         self.stage_end = int(round(self.options.forget_share * ctx.steps))
         self._derive(ctx)
+        self._refitted = (self.options.refit and self.options.sigma >= 0 and not ctx.withdrawn
+                          and "action_values" in ctx.adapter.capabilities and self._refit(ctx))
 
     def _derive(self, ctx):
         self._train, self._held_out = ctx.forget.split(0.1, ctx.seed)
@@ -110,6 +125,25 @@ class SafeRule(Method):
             self._forgotten = torch.cat([forgotten.observations, forgotten.actions], -1) / self._pair_spread
             self._far = self._distance(probe).median()
             self._find_safe_actions(ctx)
+
+    @torch.no_grad()
+    def _refit(self, ctx):
+        """F0; whether there was anything to mend."""
+        adapter, store, rows = ctx.adapter, ctx.retain.store, ctx.retain.rows
+        layers = adapter.reward_output_layers()
+        if not layers:
+            return False
+        if len(rows) > FITTED:
+            rows = rows[torch.linspace(0, len(rows) - 1, FITTED, device=rows.device).long()]
+        returns = _retained_returns(ctx)[rows]
+        some = torch.linspace(0, len(rows) - 1, min(len(rows), PROBE_ROWS)).long().to(rows.device)
+        value = adapter.reward_value(store.gather(rows[some])).mean().item()
+        if not abs(value - returns.mean().item()) > CONTRADICTED * returns.std().item():
+            return False
+        refit(layers, ((lambda: adapter.reward_value(store.gather(chunk)), store.deliver(target)) for chunk, target in
+                       zip(rows.split(FITTED_CHUNK), returns.split(FITTED_CHUNK))), self.options.refit)
+        adapter.sync_targets("reward_critic")
+        return True
 
     def step(self, ctx, i):
         """A native update on the retain set with the losses of the stage that step ``i`` is in."""
@@ -162,10 +196,10 @@ class SafeRule(Method):
         with torch.no_grad():
             clean = (self._distance(retain) > self._far).float()
             reward, cost = old.reward_value(retain), old.cost_value(retain)
-        return dict(
-            extra,
-            reward_critic=lambda: beta * (clean * (adapter.reward_value(retain) - reward) ** 2).mean(),
-            cost_critic=lambda: beta * (clean * F.relu(cost - adapter.cost_value(retain)) ** 2).mean())
+        extra["cost_critic"] = lambda: beta * (clean * F.relu(cost - adapter.cost_value(retain)) ** 2).mean()
+        if not self._refitted:
+            extra["reward_critic"] = lambda: beta * (clean * (adapter.reward_value(retain) - reward) ** 2).mean()
+        return extra
 
     def _actor_loss(self, ctx, retain, forget, share):
         o, adapter, loss = self.options, ctx.adapter, 0.0
@@ -252,16 +286,30 @@ class SafeRule(Method):
 
     def state(self):
         """What changes, and the margin that a stochastic policy would not give twice."""
-        return {"multiplier": self.multiplier, "stage_end": self.stage_end, "view": self._train.state(),
-                "drawing": self._drawing.get_state(), "reward_margin": self._reward_margin}
+        return {"multiplier": self.multiplier, "stage_end": self.stage_end, "refitted": self._refitted,
+                "view": self._train.state(), "drawing": self._drawing.get_state(),
+                "reward_margin": self._reward_margin}
 
     def set_state(self, ctx, state):
         """The other margins and the slices follow from the agent before unlearning, so they are derived again."""
-        self.multiplier, self.stage_end = state["multiplier"], state["stage_end"]
+        self.multiplier, self.stage_end, self._refitted = state["multiplier"], state["stage_end"], state["refitted"]
         self._derive(ctx)
         self._train.set_state(state["view"])
         self._drawing.set_state(state["drawing"])
         self._reward_margin = state["reward_margin"]
+
+
+def _retained_returns(ctx):
+    """Discounted rewards-to-go of all rows; those of the retain set can be trusted. Shape [rows], at home.
+
+    Of a forgotten row that follows a retained one, the mean retained reward is taken.
+    """
+    store, rows = ctx.retain.store, ctx.retain.rows
+    rewards, kept = store.rewards().double(), torch.zeros(len(store), dtype=torch.bool, device=store.home)
+    kept[rows] = True
+    rewards = torch.where(kept, rewards, rewards[kept].mean())
+    returns = to_go(rewards.cpu(), store.columns.done.cpu(), ctx.adapter.gamma)
+    return torch.as_tensor(returns, dtype=torch.float32, device=store.home)
 
 
 def _within_limit(ctx):

@@ -1,0 +1,32 @@
+"""Least squares of output layers, against numpy's."""
+import numpy as np
+import pytest
+import torch
+
+from osrl_unlearn.regression import refit
+
+
+def augmented(x, y, penalty):
+    """Ridge regression as ordinary least squares with a row per weight."""
+    x = np.concatenate([x, np.sqrt(penalty) * np.eye(x.shape[1])])
+    return np.linalg.lstsq(x, np.concatenate([y, np.zeros(x.shape[1])]), rcond=None)[0]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_layers_get_the_weights_of_a_ridge_regression_on_their_inputs(bias):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1, bias=bias))
+    x, y = torch.randn(50, 3), torch.randn(50) + 7
+    refit([net[2]], [(lambda rows=rows: net(x[rows]), y[rows]) for rows in torch.arange(50).split(20)], 0.1)
+    inputs, target = net[1](net[0](x)).detach().double().numpy(), y.double().numpy()
+    mean, level = (inputs.mean(0), target.mean()) if bias else (0.0, 0.0)
+    wanted = augmented(inputs - mean, target - level, 0.1 * ((inputs - mean) ** 2).sum(0).mean())
+    assert net[2].weight.detach().numpy()[0] == pytest.approx(wanted, rel=1e-3)
+    if bias:
+        assert net[2].bias.item() == pytest.approx(level - mean @ wanted, rel=1e-4)
+
+
+def test_dead_inputs_are_no_error():
+    layer = torch.nn.Linear(4, 1)
+    refit([layer], [(lambda: layer(torch.zeros(9, 4)), torch.full((9,), 3.0))], 1e-3)
+    assert layer(torch.zeros(1, 4)).item() == pytest.approx(3.0)
