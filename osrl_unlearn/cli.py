@@ -188,7 +188,6 @@ def _session(ours):
         return None, None
     from osrl_unlearn.options import parse
     from osrl_unlearn.registry import METHODS, load_named
-    from osrl_unlearn.unlearning import UnlearnConfig
     sub = {kind: {name.partition(".")[2]: value for name, value in ours.items() if name.startswith(kind + ".")}
            for kind in ("poison", "unlearn")}
     for kind, given in sub.items():
@@ -198,6 +197,7 @@ def _session(ours):
     if "poison" in ours:
         attack, settings = make_poison(ours["poison"], sub["poison"], "--poison.")
     if "unlearn" in ours:
+        from osrl_unlearn.unlearning import UnlearnConfig  # brings scipy.stats, which poisoning does not need
         cls, values = load_named(METHODS, ours["unlearn"], "method")
         values.update(sub["unlearn"])
         source = values.pop("from", None)

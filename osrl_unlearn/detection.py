@@ -14,7 +14,6 @@ from osrl_unlearn.registry import DETECTORS
 
 LEAST = 10       # trajectories below which there is no majority to speak of
 FREEDOM = 5      # degrees of freedom of the null: real scores have heavier tails than a normal distribution
-DETECT = "detect"  # in place of a forget manifest
 
 
 def make_detector(name, options=None):

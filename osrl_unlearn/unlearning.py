@@ -42,6 +42,11 @@ class UnlearnConfig:
         check_fdr(self.fdr)
         make_detector(self.detector)
 
+    @property
+    def detecting(self):
+        """Whether the forget set is to be found."""
+        return self.forget == "detect"
+
 
 @dataclasses.dataclass
 class Trained:

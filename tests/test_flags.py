@@ -1,4 +1,8 @@
+import subprocess
+import sys
+
 import pytest
+from agents import subprocess_environment
 
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.hooks.flags import split_argv
@@ -121,3 +125,11 @@ def test_unknown_options_of_ours_are_left_to_others():
 def test_other_names():
     line = split_argv(["s.py", "--poison", "x", "--budget", "3"], names=["budget"])
     assert (line.ours, line.rest) == ({"budget": "3"}, ["--poison", "x"])
+
+
+def test_poison_alone_does_not_load_what_only_unlearning_needs():
+    program = ("import sys; from osrl_unlearn import cli; cli._session({'poison': 'cost_hide'}); "
+               "print([name for name in ('scipy.stats', 'osrl_unlearn.unlearning') if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", program], env=subprocess_environment(), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.stdout.strip() == "[]", done.stderr

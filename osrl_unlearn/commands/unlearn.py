@@ -4,7 +4,7 @@ import re
 
 from osrl_unlearn import rundir, status
 from osrl_unlearn.data.manifest import ForgetManifest
-from osrl_unlearn.detection import DETECT, find_forget_set
+from osrl_unlearn.detection import find_forget_set
 from osrl_unlearn.errors import ConfigError, ManifestMismatch
 from osrl_unlearn.files import check_writable
 from osrl_unlearn.options import assignments, parse
@@ -52,7 +52,7 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
     config, dataset = config_and_dataset
     rundir.read_config(run_dir)
     check_writable(run_dir)
-    detecting = config.forget == DETECT
+    detecting = config.detecting
     numbers = None if detecting or not config.forget else listed(config.forget)
     manifest = own_manifest(run_dir) if detecting or numbers else rundir.load_manifest(run_dir, config.forget)
     run = rundir.load(run_dir, device)

@@ -14,7 +14,6 @@ from osrl_unlearn import environments, rundir
 from osrl_unlearn.data.dataset import check_arrays, check_file
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import REQUIRED, poison
-from osrl_unlearn.detection import DETECT, find_forget_set
 from osrl_unlearn.engine import check_seen
 from osrl_unlearn.errors import IncompatibleAgent, OsrlUnlearnError, RunError
 from osrl_unlearn.files import sha256_file
@@ -78,7 +77,7 @@ class Session:
         self.attack, self.poison_settings = attack, poison_settings or {}
         self.unlearn = unlearn
         self.dataset = dataset and os.path.abspath(dataset)
-        self.detecting = unlearn is not None and unlearn.forget == DETECT
+        self.detecting = unlearn is not None and unlearn.detecting
         self.forget = ForgetManifest.load(unlearn.forget) if unlearn and unlearn.forget and not self.detecting else None
         if self.forget is not None:
             self.forget.check_not_empty()
@@ -447,6 +446,7 @@ class Session:
         if self.forget is not None:
             record = dataclasses.replace(record, manifest=self.forget)
         if self.detecting:
+            from osrl_unlearn.detection import find_forget_set
             manifest, sentence = find_forget_set(
                 self.unlearn, folder, record.data, record.ids, adapter, true=record.manifest, task=record.task,
                 dataset=record.dataset, reward_scale=record.reward_scale, cost_scale=record.cost_scale)
