@@ -12,6 +12,7 @@ from osrl_unlearn.regression import ToGo
 
 STEPS, HEADS = 600, 1
 PAIRS = 4096        # forgotten transitions that are looked at
+CHUNK = 1 << 16     # forgotten transitions that are looked at at a time, where it is all of them
 COST_FALLS = 0.25   # of the mean cost-to-go: more than equally large random deletions and the noise of the fit do
 SAFE_LOST = 0.5     # share of the safe evidence near the cost limit
 
@@ -27,7 +28,8 @@ def screen(data, forget, *, cost_limit, gamma=0.99, ids=None, seed=0):
         as a share of the mean cost-to-go of the data, "ci95": over trajectories, "control": the same for an equally
         large random set of other trajectories}, "safe_evidence": the share of the safe and rewarding transitions that
         would go: those of trajectories within the cost limit that use half of it or more, or whose return is in the
-        upper half; "warnings": sentences}.
+        upper half; "warnings": sentences}. A trajectory whose behaviour costs more than the limit by what stays is no
+        evidence of safety, whatever its own labels say: hidden costs look safe.
 
     The fall is the difference between a regression on all rows and one on the rows that stay, both evaluated at the
     forgotten rows. It is high when what is to be forgotten says "costly" and what stays says "harmless" about the same
@@ -44,24 +46,34 @@ def screen(data, forget, *, cost_limit, gamma=0.99, ids=None, seed=0):
     everything = ToGo(x, target, torch.arange(index.rows), STEPS, HEADS, seed)
     scale = max(float(target.mean()), 1e-6)
 
-    def falls(rows_gone):
+    def without(rows_gone):
         kept = np.ones(index.rows, bool)
         kept[rows_gone] = False
-        staying = ToGo(x, target, torch.as_tensor(np.flatnonzero(kept)), STEPS, HEADS, seed)
+        return ToGo(x, target, torch.as_tensor(np.flatnonzero(kept)), STEPS, HEADS, seed)
+
+    def falls(rows_gone, staying):
         rows = rows_gone[np.linspace(0, len(rows_gone) - 1, min(PAIRS, len(rows_gone))).astype(np.int64)]
         fall = (everything(x[rows]).mean(0) - staying(x[rows]).mean(0)).numpy() / scale
         groups = np.unique(owner[rows], return_inverse=True)[1]
         return np.bincount(groups, fall) / np.bincount(groups), fall.mean()
 
-    per_trajectory, evidence = falls(np.flatnonzero(mask))
+    gone = np.flatnonzero(mask)
+    staying = without(gone)
+    per_trajectory, evidence = falls(gone, staying)
     rng = np.random.default_rng(seed)
     others = rng.permutation(np.setdiff1d(np.arange(len(index.starts)), owner[mask]))
     size = np.cumsum((index.stops - index.starts)[others])
     others = others[:int(np.searchsorted(size, mask.sum())) + 1]
     possible = mask.sum() < size[-1:].sum()
-    control = falls(np.flatnonzero(np.isin(owner, others)))[1] if possible else None
+    others = np.flatnonzero(np.isin(owner, others))
+    control = falls(others, without(others))[1] if possible else None
     ci = summary(per_trajectory)["ci95"]
-    safe = _safe_evidence(index.units("trajectory"), mask, owner, cost_limit)
+    units = index.units("trajectory")
+    # What a row would have to come if every step of its trajectory cost as much as the limit allows on average.
+    allowed = to_go((cost_limit / (units.stops - units.starts))[owner], done, gamma)[gone]
+    expected = torch.cat([staying(x[rows]).mean(0) for rows in torch.as_tensor(gone).split(CHUNK)]).numpy()
+    costly = np.bincount(owner[gone], expected - allowed, len(units.costs)) > 0
+    safe = _safe_evidence(units, mask, owner, cost_limit, costly)
     out = {"cost_evidence": {"fall": float(evidence), "ci95": ci,
                              "control": None if control is None else float(control)},
            "safe_evidence": safe, "warnings": []}
@@ -79,9 +91,12 @@ def screen(data, forget, *, cost_limit, gamma=0.99, ids=None, seed=0):
     return out
 
 
-def _safe_evidence(units, mask, owner, cost_limit):
-    """Share of the rows of safe, rewarding trajectories that would go; None if there are none."""
-    safe = units.costs <= cost_limit
+def _safe_evidence(units, mask, owner, cost_limit, costly):
+    """Share of the rows of safe, rewarding trajectories that would go; None if there are none.
+
+    ``costly``: trajectories that are none, bool [trajectories].
+    """
+    safe = (units.costs <= cost_limit) & ~costly
     if not safe.any():
         return None
     good = safe & ((units.returns >= np.median(units.returns[safe])) | (units.costs > cost_limit / 2))

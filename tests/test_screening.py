@@ -6,7 +6,7 @@ import pytest
 
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
-from osrl_unlearn.errors import ConfigError
+from osrl_unlearn.errors import ConfigError, RunError
 from osrl_unlearn.screening import screen
 from osrl_unlearn.testing import toy_data
 
@@ -48,6 +48,18 @@ def test_removing_most_of_the_safe_evidence_is_warned_of(data):
     assert any("safe and rewarding" in warning for warning in found["warnings"])
 
 
+@pytest.mark.parametrize("attack", ["cost_hide", "reward_bait", "trigger_backdoor"])
+def test_hidden_costs_are_no_evidence_of_safety(data, attack):
+    # By their own labels these trajectories are most of what is safe and rewarding.
+    result = poison(data, attack, rate=0.3)
+    units = TrajectoryIndex(result.data).units("trajectory")
+    poisoned = np.isin(np.arange(120), [span[0] for span in result.manifest.spans])
+    limit = float(np.quantile(units.costs[~poisoned], 0.2))
+    assert poisoned[units.costs <= limit].mean() > 0.5
+    found = screen(result.data, result.manifest.row_numbers(result.data), cost_limit=limit)
+    assert found["safe_evidence"] < 0.2 and found["warnings"] == []
+
+
 def test_no_trajectory_within_the_limit_means_no_figure(data):
     costly = dict(data, costs=np.ones_like(data["costs"]))
     assert screen(costly, rows_of(data, [0, 1]), cost_limit=LIMIT)["safe_evidence"] is None
@@ -87,4 +99,17 @@ def test_a_request_that_names_nothing_is_refused_before_it_is_screened(tmp_path)
                           10, 1.0, 32)
         with pytest.raises(ConfigError, match=reason):
             run_unlearning(trained, UnlearnConfig("fine_tune", steps=1, eval_episodes=0), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_strict_refuses_what_is_otherwise_warned_of(tmp_path, data):
+    from agents import make_trainer
+
+    from osrl_unlearn.adapters import adapt
+    from osrl_unlearn.unlearning import Trained, UnlearnConfig, run_unlearning
+    result = poison(data, "camouflage", rate=0.2)
+    trained = Trained(adapt(make_trainer("coptidice")), result.data, None, result.manifest.part("camouflage"),
+                      str(tmp_path), {}, "toy", LIMIT, 0.1, 1.0, 10, 1.0, 32)
+    with pytest.raises(RunError, match="refused .--unlearn.strict.: .*says that its behaviour is costly"):
+        run_unlearning(trained, UnlearnConfig("fine_tune", steps=1, eval_episodes=0, strict=True), progress=False)
     assert not list(tmp_path.iterdir())
