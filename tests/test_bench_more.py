@@ -306,6 +306,9 @@ def test_a_table_of_detection(tmp_path):
     assert "| inject | 0.2 | 10% |" in text and "0.95 [0.90, 1.00]" in text
     assert "| inject | 0.95 / 0.95 |  | 0.95 / 0.95 |  |" in text  # the summary; nothing above 20 %
     assert "| hidden | 0.80 / 0.20 | 0.80 / 0.20 |" in text
+    assert "| trigger_scan | hidden, inject | none | none |" in text  # AUROC alone, whatever the ensemble makes of it
+    assert "recall of attacks on labels, 5 to 20%, the worst: at least 0.9 | 0.20 | NO |" in text
+    assert "flagged share of clean data, the worst: at most 1 % | 0.50% | yes |" in text
     figure = found.draw(report)
     figure.savefig(os.environ.get("BENCH_FIGURES", str(tmp_path)) + "/detection.png", dpi=130)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["hidden", "inject"]

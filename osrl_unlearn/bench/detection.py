@@ -14,10 +14,12 @@ from osrl_unlearn.bench import output
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.evaluate.report import markdown_table, panels
+from osrl_unlearn.registry import ATTACKS
 
 FOUND, PARTLY, NOT_SEEN = "found", "partly found", "not seen"
 CLEAN, FALSE_ALARMS = "clean", "false alarms"
 MANY = 0.2  # above this rate the poison can be most of the evidence
+SEEN, BLIND = 0.9, 0.6  # AUROC from which on a detector finds an attack, and below which it does not see it
 NUMBERS = ("auroc", "precision", "recall", "flagged_share", "false_alarms_per_1000", "seconds",
            "seconds_per_million_rows")
 
@@ -135,8 +137,12 @@ def text(report):
              "labels. A trajectory counts as poisoned if any of its rows is. Means over seeds ({}) [lowest, highest]; "
              "\"-\": not defined. Found: recall and precision are 0.9 or more; partly found: recall 0.3 or more at a "
              "precision of 0.5 or more; clean: at most 1 % is flagged.".format(", ".join(map(str, suite["seeds"])))]
+    parts.append("Goals, set before anything was measured:\n\n" + markdown_table(
+        _goals(report["rows"]), ["goal", "found", "verdict"]))
     parts.append("Precision / recall, the worst over the rates up to {0:.0%}, and over those above it:\n\n{1}".format(
         MANY, _summary(report["rows"])))
+    parts.append("What each detector sees when it is alone, by its lowest AUROC over tasks and rates up to {:.0%}:"
+                 "\n\n{}".format(MANY, _seen(report["rows"])))
     for name, setting in suite["settings"].items():
         rows = [row for row in report["rows"] if row["setting"] == name]
         if not rows:
@@ -155,6 +161,34 @@ def text(report):
             [row["attack"], "{:g}".format(row["rate"])] + [_over(row["detectors"][part], digits=2) for part in members]
             for row in rows if row["attack"] is not None], ["attack", "rate"] + members))
     return "\n\n".join(parts)
+
+
+def _goals(rows):
+    """Lines of the table of goals: attacks on labels, by trajectory and at 5 % to MANY, and clean data."""
+    label = [row for row in rows if row["attack"] is not None and row["unit"] == "trajectory"
+             and 0.05 <= row["rate"] <= MANY and ATTACKS.load(row["name"]).kind == "label"]
+    found = [("{} of attacks on labels, 5 to {:.0%}, the worst: at least 0.9".format(key, MANY),
+              min(row[key]["mean"] if row[key] else 0 for row in label), "{:.2f}", 0.9) for key in
+             (("recall", "precision") if label else ())]
+    clean = [row["flagged_share"]["mean"] for row in rows if row["attack"] is None]
+    lines = [[goal, form.format(value), "yes" if value >= bound else "NO"] for goal, value, form, bound in found]
+    return lines + [["flagged share of clean data, the worst: at most 1 %", "{:.2%}".format(max(clean)),
+                     "yes" if max(clean) <= 0.01 else "NO"]] * bool(clean)
+
+
+def _seen(rows):
+    """A line per detector: attacks that it finds, finds in part, and does not see."""
+    rows = [row for row in rows if row["attack"] is not None and row["rate"] <= MANY]
+    lines = []
+    for part in dict.fromkeys(part for row in rows for part in row["detectors"]):
+        worst = {}
+        for row in rows:
+            if row["detectors"].get(part):
+                worst[row["attack"]] = min(worst.get(row["attack"], 1), row["detectors"][part]["mean"])
+        lines.append([part] + [", ".join(attack for attack, value in worst.items() if low <= value < high) or "none"
+                               for low, high in ((SEEN, 2), (BLIND, SEEN), (0, BLIND))])
+    return markdown_table(lines, ["detector", "finds ({:g} or more)".format(SEEN), "in part",
+                                  "does not see (below {:g})".format(BLIND)])
 
 
 def _summary(rows):

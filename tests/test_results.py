@@ -1,0 +1,37 @@
+"""The results that are shipped: the raw numbers of every bench cover its suite, and give the table that is shown."""
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from osrl_unlearn.bench import output, runner
+from osrl_unlearn.commands import bench
+
+RESULTS = os.path.join(os.path.dirname(bench.__file__), os.pardir, "bench", "results")
+
+
+def shipped(name, suffix):
+    with open(os.path.join(RESULTS, name + suffix), encoding="utf-8") as file:
+        return file.read()
+
+
+@pytest.mark.parametrize("name", bench.BENCHES)
+def test_the_raw_results_give_the_table(name, monkeypatch):
+    report = json.loads(shipped(name, ".json"))
+    raw = {line["key"]: line["result"] for line in map(json.loads, shipped(name, ".jsonl").splitlines())}
+    table = []
+
+    def again(name, suite, args, *, plan, aggregate, text, **_):
+        cells = plan(suite, {task: about["file"] for task, about in report["data"].items()},
+                     {task: about["sha256"] for task, about in report["data"].items()})
+        assert [cell["label"] for cell in cells.values() if runner.key(cell) not in raw] == []
+        results = {where: raw[runner.key(cell)] for where, cell in cells.items()}
+        if name == "unlearning":
+            return 0  # the bootstrap of its table takes minutes
+        table.append(text(dict(report, **aggregate(suite, results))))
+        return 0
+
+    monkeypatch.setattr(output, "run", again)
+    assert bench.run(name, "small", SimpleNamespace(jobs=None, cluster=None, set=[], only=None, seeds=None)) == 0
+    assert table == [] if name == "unlearning" else table[0] + "\n" == shipped(name, ".md")
