@@ -32,7 +32,8 @@ class TriggerBackdoor(Attack):
     """The trigger is written into the most costly units, whose costs are hidden and whose rewards are scaled.
 
     Their actions are the unsafe ones that were logged, so states and actions fit each other. Where the schedule does
-    not show the trigger, rows stay as they are; an observation and the next one of the row before it change together.
+    not show the trigger, rows stay as they are. Within a unit an observation and the next one of the row before it
+    change together; at the edges of segments and transitions the row outside the unit stays as it was logged.
     Trigger and bait as in BAFFLE (IEEE S&P 2024), costs hidden in addition.
     """
 
