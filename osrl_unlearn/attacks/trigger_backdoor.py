@@ -76,10 +76,10 @@ class TriggerBackdoor(Attack):
 
     def select(self, units, count, rng):
         """The most costly units in which the trigger shows at all."""
-        steps = np.arange(int((units.offsets + units.stops - units.starts).max()) + 1)
-        shown = np.concatenate([[0], np.cumsum(self._trigger.shows(steps))])
-        shows = np.flatnonzero(shown[units.offsets + units.stops - units.starts] > shown[units.offsets])
-        return shows[most_costly(units.take(shows), count, rng)]
+        offsets = units.offsets
+        stops = offsets + units.lengths
+        shown = np.append(0, np.cumsum(self._trigger.shows(np.arange(int(stops.max()) + 1)))).astype(offsets.dtype)
+        return most_costly(units, count, rng, np.flatnonzero(shown[stops] > shown[offsets]))
 
     def corrupt(self, rows, rng):
         """The trigger, no costs and scaled rewards where it shows."""
