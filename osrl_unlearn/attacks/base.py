@@ -9,6 +9,9 @@ from osrl_unlearn.data.trajectories import smallest
 from osrl_unlearn.options import option
 
 
+KINDS = ("label", "action", "trigger", "state", "coverage", "camouflage")
+
+
 @dataclasses.dataclass
 class AttackOptions:
     """Options that every attack has."""
@@ -22,8 +25,8 @@ class AttackOptions:
 class Attack(ABC):
     """A data-poisoning attack on a logged dataset.
 
-    Subclasses state in ``threat`` what the attacker sees and may change, in ``kind`` what sort of attack it is (label,
-    action, trigger, state, coverage or camouflage), and in ``columns`` which columns they touch. They are called by
+    Subclasses state in ``threat`` what the attacker sees and may change, in ``kind`` what sort of attack it is (one of
+    KINDS), and in ``columns`` which columns they touch. They are called by
     :mod:`osrl_unlearn.data.poison` only, must not change what they are given, and must draw random numbers from the
     generator they are given and from nowhere else.
     """
