@@ -283,7 +283,7 @@ def test_a_reckless_agent_from_a_run_directory(tmp_path):
     torch.manual_seed(0)
     fresh = ADAPTERS.load("bcql").build(state["config"], surrogate._spaces(data))
     run = make_run(tmp_path / "fresh", dict(state, weights=fresh.model.state_dict()))
-    with pytest.raises(ConfigError, match="'baffle' is not trained or not reckless: .*give --poison.surrogate a reckless agent"):
+    with pytest.raises(ConfigError, match="not trained or not reckless: .*give --poison.surrogate a reckless agent"):
         poisoned("baffle", data, options={"surrogate": run})
     mild = {name: column[data["costs"].reshape(40, 20).sum(1).repeat(20) <= 7] for name, column in data.items()}
     run = make_run(tmp_path / "mild", surrogate.fit(mild, 150, seed=0))

@@ -7,7 +7,8 @@ from osrl_unlearn.registry import ATTACKS, REGISTRIES
 
 def add_arguments(parser):
     """Add the options of ``osrl-unlearn plugins``."""
-    parser.add_argument("--json", action="store_true", help="print a JSON list, of attacks also attack_kind, columns and threat")
+    parser.add_argument("--json", action="store_true",
+                        help="print a JSON list, of attacks also attack_kind, columns and threat")
 
 
 def main(args):
