@@ -84,8 +84,8 @@ def check_imitates(adapter, data, name):
     if not explained >= IMITATES:
         raise ConfigError(
             "the reckless agent of '{}' is not trained or not reckless: it explains {:.0%} of the variance of the "
-            "actions in the most costly trajectories, at least {:.0%} is needed; give --poison.surrogate a reckless agent, or "
-            "more --poison.surrogate_steps".format(name, max(0, explained), IMITATES))
+            "actions in the most costly trajectories, at least {:.0%} is needed; give --poison.surrogate a reckless "
+            "agent, or more --poison.surrogate_steps".format(name, max(0, explained), IMITATES))
 
 
 def _spaces(data):
