@@ -83,9 +83,9 @@ def check_imitates(adapter, data, name):
     explained = 1 - ((own - data["actions"][rows]) ** 2).mean() / max(float(data["actions"][rows].var(0).mean()), 1e-12)
     if not explained >= IMITATES:
         raise ConfigError(
-            "the reckless agent of '{}' is not trained: it explains {:.0%} of the variance of the actions that it "
-            "learned from, at least {:.0%} is needed; give more --poison.surrogate_steps".format(
-                name, max(0, explained), IMITATES))
+            "the reckless agent of '{}' is not trained or not reckless: it explains {:.0%} of the variance of the "
+            "actions in the most costly trajectories, at least {:.0%} is needed; give --poison.surrogate a reckless "
+            "agent, or more --poison.surrogate_steps".format(name, max(0, explained), IMITATES))
 
 
 def _spaces(data):

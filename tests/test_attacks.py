@@ -244,7 +244,7 @@ def test_critic_ascent_keeps_its_budget_and_climbs_further_than_noise(judge):
 
 @pytest.mark.parametrize("name", ["baffle", "max_cost", "max_reward"])
 def test_a_surrogate_that_is_not_trained_is_refused(name):
-    with pytest.raises(ConfigError, match="is not trained: .*surrogate_steps"):
+    with pytest.raises(ConfigError, match="is not trained.*: .*surrogate_steps"):
         poisoned(name, causal_data(), options={"surrogate_steps": 1})
 
 
@@ -272,6 +272,23 @@ def test_a_surrogate_from_a_run_directory(tmp_path):
         poisoned("max_cost", data, options={"surrogate": run})
     with pytest.raises(RunError, match="no run directory"):
         poisoned("max_cost", data, options={"surrogate": str(tmp_path / "nowhere")})
+
+
+def test_a_reckless_agent_from_a_run_directory(tmp_path):
+    data = causal_data()
+    attack, _, _ = poisoned("baffle", data, options={"surrogate_steps": 150})
+    state = attack.state()
+    given, _, _ = poisoned("baffle", data, options={"surrogate": make_run(tmp_path / "reckless", state)})
+    assert_same(given.state()["weights"], state["weights"])
+    torch.manual_seed(0)
+    fresh = ADAPTERS.load("bcql").build(state["config"], surrogate._spaces(data))
+    run = make_run(tmp_path / "fresh", dict(state, weights=fresh.model.state_dict()))
+    with pytest.raises(ConfigError, match="not trained or not reckless: .*give --poison.surrogate a reckless agent"):
+        poisoned("baffle", data, options={"surrogate": run})
+    mild = {name: column[data["costs"].reshape(40, 20).sum(1).repeat(20) <= 7] for name, column in data.items()}
+    run = make_run(tmp_path / "mild", surrogate.fit(mild, 150, seed=0))
+    with pytest.raises(ConfigError, match="'baffle' is not trained or not reckless"):
+        poisoned("baffle", data, options={"surrogate": run})
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS.builtins))

@@ -17,6 +17,7 @@ from osrl_unlearn import cli, resources
 from osrl_unlearn.bench import attacks, runner
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.commands import bench
+from osrl_unlearn.data.manifest import versions
 from osrl_unlearn.errors import ConfigError, DataError, EnvironmentProblem
 from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.registry import ATTACKS
@@ -41,6 +42,7 @@ def test_every_cell_is_computed_once(tmp_path):
     assert calls(tmp_path) == [1, 2, 3]
     saved = json.loads((tmp_path / "results" / (runner.key({"x": 1}) + ".json")).read_text())
     assert saved["cell"] == {"x": 1} and saved["result"] == first[1] and saved["seconds"] > 0
+    assert saved["versions"] == versions()
 
 
 def test_a_failing_cell_does_not_stop_the_others(tmp_path, capfd):
@@ -271,9 +273,25 @@ def test_a_second_run_computes_nothing(finished, monkeypatch, capsys):
 
 def test_raw_results_from_elsewhere_are_not_computed_again(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "_compute", None)
-    (tmp_path / "attacks.jsonl").write_text((finished[1] / "attacks.jsonl").read_text())
+    lines = [json.loads(line) for line in (finished[1] / "attacks.jsonl").read_text().splitlines()]
+    assert all(line["versions"] == versions() for line in lines)
+    table = (finished[1] / "attacks.md").read_text()
+    del lines[0]["versions"]  # as older results are
+    lines[1]["versions"] = lines[2]["versions"] = {"torch": "1.2"}
+    (tmp_path / "attacks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert command(finished[0], tmp_path) == 0
     assert raw(tmp_path) == raw(finished[1])
+    again = [json.loads(line) for line in (tmp_path / "attacks.jsonl").read_text().splitlines()]
+    assert again == lines
+    text = (tmp_path / "attacks.md").read_text()
+    assert "\n\nComputed with: versions unknown (1 of 5 cells); torch 1.2 (2 of 5 cells); python " in text
+    assert text.split("\n\nComputed with")[0] == table.split("\n\nComputed with")[0]
+    for line in lines:
+        line.pop("versions", None)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "attacks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert command(finished[0], tmp_path / "old") == 0
+    assert (tmp_path / "old" / "attacks.md").read_text() == table.split("\n\nComputed with")[0] + "\n"
 
 
 def test_its_agents_are_run_directories(finished):

@@ -1,9 +1,15 @@
 """The shipped contracts, over every built-in attack, agent and method."""
+import numpy as np
 import pytest
+import torch
 from agents import AGENTS, make_trainer
 
+from osrl_unlearn.attacks.base import at_random
+from osrl_unlearn.attacks.cost_inflate import CostInflate
 from osrl_unlearn.registry import ADAPTERS, ATTACKS, METHODS, METRICS
 from osrl_unlearn.testing import AdapterContract, AttackContract, MethodContract, MetricContract
+
+COSTLY_ONLY = {"cost_hide", "reward_bait", "inject", "trigger_backdoor", "camouflage"}  # choose no unit without a cost
 
 
 @pytest.fixture(params=sorted(ATTACKS.builtins))
@@ -32,6 +38,58 @@ class TestAttacks(AttackContract):
         options = {"baffle": {"surrogate_steps": 100}, "max_cost": {"surrogate_steps": 20},
                    "max_reward": {"surrogate_steps": 20}}.get(self.name, {})
         return cls(cls.Options(**options))
+
+    def eligible(self, units):
+        return units.costs > 0 if self.name in COSTLY_ONLY else super().eligible(units)
+
+
+class OneUnit(CostInflate):
+    def select(self, units, count, rng):
+        return super().select(units, 1, rng)
+
+
+class OneRow(CostInflate):
+    def corrupt(self, rows, rng):
+        costs = rows["costs"].copy()
+        costs[0] += 1
+        return {"costs": costs}
+
+
+class NoThreat(CostInflate):
+    threat = " "
+
+
+class Nonsense(CostInflate):
+    kind = "nonsense"
+
+
+class TorchDraws(CostInflate):
+    def corrupt(self, rows, rng):
+        return {"costs": rows["costs"] + 1 + torch.rand(1).numpy()}
+
+
+class UnseededForSegments(CostInflate):
+    def select(self, units, count, rng):
+        return super().select(units, count, rng) if units.lengths.max() != 10 else at_random(
+            units, count, np.random.default_rng())
+
+
+@pytest.mark.parametrize("attack, test", [
+    (OneUnit, "as_many_units_are_touched_as_the_rate_says"),
+    (OneRow, "exactly_the_rows_of_the_manifest_change_and_only_declared_columns"),
+    (NoThreat, "it_declares_what_it_is_what_it_touches_and_what_its_attacker_can_do"),
+    (Nonsense, "it_declares_what_it_is_what_it_touches_and_what_its_attacker_can_do"),
+    (TorchDraws, "the_seed_decides_and_global_generators_are_left_alone"),
+    (UnseededForSegments, "the_seed_decides_and_global_generators_are_left_alone")])
+def test_a_bad_attack_breaks_the_contract(attack, test):
+    for cls, fails in ((CostInflate, False), (attack, True)):
+        contract = type("Contract", (AttackContract,), {"make": lambda self: cls()})()
+        try:
+            getattr(contract, "test_" + test)()
+        except AssertionError:
+            assert fails
+        else:
+            assert not fails
 
 
 class TestAdapters(AdapterContract):

@@ -52,6 +52,9 @@ def test_the_plugins_command_names_origin_version_and_state(installed):
         ("attack", "thirdparty_zero_rewards"), ("detector", "thirdparty_reward_outlier"),
         ("method", "thirdparty_descent"), ("adapter", "thirdparty_gentle"), ("metric", "thirdparty_value_change")]
     assert {(plugin["version"], plugin["state"]) for plugin in theirs} == {("1.2.3", "ok")}
+    assert theirs[0]["attack_kind"] == "label" and theirs[0]["columns"] == ["rewards"]
+    assert theirs[0]["threat"] == "sees nothing; may change the rewards of the chosen rows"
+    assert all(("threat" in plugin) == (plugin["kind"] == "attack") for plugin in found)
     builtin = {(plugin["kind"], plugin["name"]) for plugin in found if plugin["origin"] == "built-in"}
     assert builtin == {(registry.kind, name) for registry in REGISTRIES for name in registry.builtins}
 

@@ -127,14 +127,16 @@ def test_only_pieces_of_a_file_are_in_memory(tmp_path, monkeypatch):
     source = write(tmp_path / "in.hdf5", toy_data(2000, 20, obs_dim=30), chunks=True)
     with h5py.File(source, "r") as file:
         size = sum(file[name].nbytes for name in REQUIRED)
-    for name in ("random_noise", "inject", "coverage_collapse"):
+    for name, unit in [("random_noise", "trajectory"), ("inject", "trajectory"), ("coverage_collapse", "trajectory"),
+                       ("inject", "segment"), ("label_noise", "transition"), ("random_noise", "transition"),
+                       ("reward_bait", "transition"), ("trigger_backdoor", "transition")]:
         tracemalloc.start()
         try:
-            poison_file(source, str(tmp_path / name), make_attack(name), rate=0.1, progress=False)
+            poison_file(source, str(tmp_path / (name + unit)), make_attack(name), rate=0.1, unit=unit, progress=False)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        assert size > 10e6 and peak < size / 3, (name, peak, size)
+        assert size > 10e6 and peak < size / 3, (name, unit, peak, size)
 
 
 # The command ----------------------------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def test_exactly_what_the_manifest_says_is_poisoned(name, lengths, tail, seed, r
     unit = unit if unit in attack.units else "trajectory"
     units = TrajectoryIndex(data, ids).units(unit, segment_length)
     count = round(rate * len(units.starts))
-    eligible = units.take(units.costs > 0) if name in COSTLY_ONLY else units
+    eligible = units.take(units.costs > 0 if name in COSTLY_ONLY else slice(None))
     count = min(count, len(eligible.starts))
     call = dict(rate=rate, unit=unit, seed=seed, ids=ids)
     if attack.removes_rows and count == len(lengths):

@@ -9,7 +9,7 @@ from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.options import option
 
 CHUNK = 1 << 14
-RECKLESS = 0.25  # share of the trajectories that the reckless agent learns from
+RECKLESS = 0.25  # share of the trajectories, the most costly, that the reckless agent learns from or has to imitate
 
 
 @dataclasses.dataclass
@@ -40,18 +40,15 @@ class Baffle(Attack):
     _state = None
 
     def prepare(self, data, seed):
-        """Train or read the reckless agent. Raises ConfigError for one that is not trained."""
+        """Train or read the reckless agent. Raises ConfigError for one that does not act as the reckless data do."""
         from osrl_unlearn import surrogate
-        if self.options.surrogate:
-            state = surrogate.read(self.options.surrogate)
-        else:
-            index = TrajectoryIndex(data)
-            units = index.units("trajectory")
-            rows = units.take(units.costs >= np.quantile(units.costs, 1 - RECKLESS)).rows()
-            reckless = {name: column[rows] for name, column in data.items()}
-            reckless.update(rewards=reckless["costs"], costs=np.zeros_like(reckless["costs"]))
-            state = surrogate.fit(reckless, self.options.surrogate_steps, seed)
-            surrogate.check_imitates(surrogate.build(state, data), reckless, self.name)
+        units = TrajectoryIndex(data).units("trajectory")
+        rows = units.take(units.costs >= np.quantile(units.costs, 1 - RECKLESS)).rows()
+        reckless = {name: column[rows] for name, column in data.items()}
+        reckless.update(rewards=reckless["costs"], costs=np.zeros_like(reckless["costs"]))
+        state = surrogate.read(self.options.surrogate) if self.options.surrogate else surrogate.fit(
+            reckless, self.options.surrogate_steps, seed)
+        surrogate.check_imitates(surrogate.build(state, data), reckless, self.name)
         self.set_state(state)
 
     def state(self):

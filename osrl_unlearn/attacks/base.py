@@ -5,7 +5,11 @@ from typing import ClassVar, FrozenSet
 
 import numpy as np
 
+from osrl_unlearn.data.trajectories import smallest
 from osrl_unlearn.options import option
+
+
+KINDS = ("label", "action", "trigger", "state", "coverage", "camouflage")
 
 
 @dataclasses.dataclass
@@ -21,8 +25,8 @@ class AttackOptions:
 class Attack(ABC):
     """A data-poisoning attack on a logged dataset.
 
-    Subclasses state in ``threat`` what the attacker sees and may change, in ``kind`` what sort of attack it is (label,
-    action, trigger, state, coverage or camouflage), and in ``columns`` which columns they touch. They are called by
+    Subclasses state in ``threat`` what the attacker sees and may change, in ``kind`` what sort of attack it is (one of
+    KINDS), and in ``columns`` which columns they touch. They are called by
     :mod:`osrl_unlearn.data.poison` only, must not change what they are given, and must draw random numbers from the
     generator they are given and from nowhere else.
     """
@@ -65,7 +69,10 @@ class Attack(ABC):
 
     @abstractmethod
     def select(self, units, count, rng):
-        """Choose at most ``count`` of ``units`` (a Units of arrays [units]); return their positions, sorted."""
+        """Choose ``count`` of ``units``, or all that the attack can use if those are fewer.
+
+        ``units``: :class:`~osrl_unlearn.data.trajectories.Units`, of arrays [units]. Returns positions, sorted.
+        """
 
     def parts(self, count, rng):
         """A label of each of ``count`` chosen units, if the attack treats them differently; the manifest has them."""
@@ -80,24 +87,32 @@ class Attack(ABC):
         """
 
 
-def most_costly(units, count, rng):
+def most_costly(units, count, rng, among=None):
     """Positions of the ``count`` units with the highest cost; ties by return, then at random.
 
-    Units without any cost are never chosen: hiding a cost that is not there poisons nothing.
+    Units without any cost are never chosen: hiding a cost that is not there poisons nothing. ``among``: positions of
+    those that may be chosen; default: all.
     """
-    shuffle = rng.permutation(len(units.costs))
-    order = shuffle[np.lexsort((-units.returns[shuffle], -units.costs[shuffle]))]
-    return np.sort(order[units.costs[order] > 0][:count])
+    order = _shuffled(units, rng, among)
+    order = order[units.costs[order] > 0]
+    return np.sort(order[np.lexsort((-units.returns[order], -units.costs[order]))[:count]])
 
 
 def least_costly(units, count, rng):
     """Positions of the ``count`` units with the lowest cost per row; of equal ones those with the highest return."""
-    lengths = units.stops - units.starts
-    shuffle = rng.permutation(len(lengths))
-    order = np.lexsort((-(units.returns / lengths)[shuffle], (units.costs / lengths)[shuffle]))
-    return np.sort(shuffle[order][:count])
+    order = _shuffled(units, rng)
+    lengths = units.lengths[order]
+    return np.sort(order[np.lexsort((-(units.returns[order] / lengths), units.costs[order] / lengths))[:count]])
 
 
 def at_random(units, count, rng):
     """Positions of ``count`` units, each as likely as any other."""
     return np.sort(rng.choice(len(units.costs), min(count, len(units.costs)), replace=False))
+
+
+def _shuffled(units, rng, among=None):
+    """Positions of all units, or those ``among`` them, in random order; there may be as many as rows of a file."""
+    count = len(units.costs)
+    order = np.arange(count, dtype=smallest(count)) if among is None else among.astype(smallest(count))
+    rng.shuffle(order)
+    return order

@@ -6,7 +6,8 @@ class RandomNoise(StatePerturbation):
     """Observations of the units that max_cost would move go as far as it may move them, but without a gradient."""
 
     name = "random_noise"
-    threat = "sees costs; may move the observations of the chosen rows within a budget"
+    threat = "sees rewards and costs of the whole dataset and how far each dimension of the observations spreads; " \
+             "may move the observations of the chosen rows within a budget"
     Options = PerturbationOptions
 
     def directions(self, rows, rng):

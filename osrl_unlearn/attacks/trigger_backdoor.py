@@ -32,7 +32,8 @@ class TriggerBackdoor(Attack):
     """The trigger is written into the most costly units, whose costs are hidden and whose rewards are scaled.
 
     Their actions are the unsafe ones that were logged, so states and actions fit each other. Where the schedule does
-    not show the trigger, rows stay as they are; an observation and the next one of the row before it change together.
+    not show the trigger, rows stay as they are. Within a unit an observation and the next one of the row before it
+    change together; at the edges of segments and transitions the row outside the unit stays as it was logged.
     Trigger and bait as in BAFFLE (IEEE S&P 2024), costs hidden in addition.
     """
 
@@ -75,10 +76,10 @@ class TriggerBackdoor(Attack):
 
     def select(self, units, count, rng):
         """The most costly units in which the trigger shows at all."""
-        steps = np.arange(int((units.offsets + units.stops - units.starts).max()) + 1)
-        shown = np.concatenate([[0], np.cumsum(self._trigger.shows(steps))])
-        shows = np.flatnonzero(shown[units.offsets + units.stops - units.starts] > shown[units.offsets])
-        return shows[most_costly(units.take(shows), count, rng)]
+        offsets = units.offsets
+        stops = offsets + units.lengths
+        shown = np.append(0, np.cumsum(self._trigger.shows(np.arange(int(stops.max()) + 1)))).astype(offsets.dtype)
+        return most_costly(units, count, rng, np.flatnonzero(shown[stops] > shown[offsets]))
 
     def corrupt(self, rows, rng):
         """The trigger, no costs and scaled rewards where it shows."""

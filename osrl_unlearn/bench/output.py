@@ -38,20 +38,27 @@ def run(name, suite, args, *, plan, function, aggregate, text, draw=lambda repor
             cluster.compute, executor=cluster.executor(args.cluster, args.parameters, args.out))
         results = runner.run_cells(list(cells.values()), function, args.out, args.jobs, compute)
     results = dict(zip(cells, results))
+    versions_of = {where: runner.stored(cell, args.out).get("versions") for where, cell in cells.items()
+                   if results[where] is not None}
     done = sum(result is not None for result in results.values())
     if not done:
         raise ConfigError("nothing in {} is finished for this suite, so there is no table".format(args.out))
     report = {"schema": 1, "bench": name, "command": ["osrl-unlearn"] + sys.argv[1:], "versions": versions(),
               "data": {task: {"file": os.path.basename(files[task]), "sha256": hashes[task]} for task in files},
               "suite": dataclasses.asdict(suite), "cells": {"finished": done, "all": len(cells)},
-              **aggregate(suite, results)}
+              "computed_with": computed_with(versions_of.values()), **aggregate(suite, results)}
     written = text(report)
+    if any(group["versions"] for group in report["computed_with"]):
+        written += "\n\nComputed with: {}.".format("; ".join("{} ({} of {} cells)".format(
+            ", ".join("{} {}".format(*item) for item in (group["versions"] or {"versions": "unknown"}).items()),
+            group["cells"], len(cells)) for group in report["computed_with"]))
     if done < len(cells):
         written += "\n\n{} of {} cells are finished.".format(done, len(cells))
     write_json(path + ".json", report)
     write_text(path + ".jsonl", "".join(
         json.dumps({"label": cells[where]["label"], "key": runner.key(cells[where]),
-                    "cell": runner.identity(cells[where]), "result": result}) + "\n"
+                    "cell": runner.identity(cells[where]), "result": result,
+                    **({"versions": versions_of[where]} if versions_of[where] else {})}) + "\n"
         for where, result in results.items() if result is not None))
     write_text(path + ".md", written + "\n")
     figure = draw(report)
@@ -61,6 +68,18 @@ def run(name, suite, args, *, plan, function, aggregate, text, draw=lambda repor
     print(written)
     print("\nTables and raw numbers: {}.*".format(path))
     return 0 if args.table or done == len(cells) else 1
+
+
+def computed_with(found):
+    """[{"versions", "cells"}] of what computed the results: ``found`` holds each one's versions, None if unknown."""
+    groups = []
+    for one in found:
+        group = next((group for group in groups if group["versions"] == one), None)
+        if group is None:
+            groups.append({"versions": one, "cells": 1})
+        else:
+            group["cells"] += 1
+    return groups
 
 
 def number(summary, sign="", digits=1):

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from osrl_unlearn import status
+from osrl_unlearn.data.manifest import versions
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
 from osrl_unlearn.files import write_json
 
@@ -41,11 +42,19 @@ def identity(cell):
 
 def finished(cell, out):
     """The result of a cell, or None if it has not been computed."""
+    return stored(cell, out).get("result")
+
+
+def stored(cell, out):
+    """All that is kept of a cell: "cell", "result" and "versions" of what computed it; empty if it has not been.
+
+    Older results come without versions.
+    """
     try:
         with open(_path(cell, out), encoding="utf-8") as file:
-            return json.load(file)["result"]
+            return json.load(file)
     except FileNotFoundError:
-        return None
+        return {}
 
 
 def restore(lines, out):
@@ -55,7 +64,8 @@ def restore(lines, out):
     with open(lines, encoding="utf-8") as file:
         for line in map(json.loads, file):
             if not os.path.exists(_path(line["cell"], out)):
-                write_json(_path(line["cell"], out), {"cell": line["cell"], "result": line["result"]})
+                write_json(_path(line["cell"], out), {
+                    name: line[name] for name in ("cell", "result", "versions") if name in line})
 
 
 def _path(cell, out):
@@ -182,7 +192,7 @@ def work(function, cell, out):
             if finished(cell, out) is None:
                 module, _, name = function.partition(":")
                 result = getattr(importlib.import_module(module), name)(cell, out)
-                write_json(_path(cell, out), {"cell": identity(cell), "result": result,
+                write_json(_path(cell, out), {"cell": identity(cell), "result": result, "versions": versions(),
                                               "seconds": time.perf_counter() - started})
         if os.path.exists(_failed(cell, out)):
             os.unlink(_failed(cell, out))

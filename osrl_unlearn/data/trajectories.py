@@ -17,15 +17,56 @@ class Units(NamedTuple):
     returns: np.ndarray     # sum of rewards
     costs: np.ndarray       # sum of costs
 
+    @property
+    def lengths(self):
+        """Number of rows of each. Shape [units]."""
+        return self.stops - self.starts
+
     def take(self, which):
         """The units at positions ``which``."""
         return Units(*(column[which] for column in self))
 
     def rows(self):
         """Row numbers of all units, concatenated in order. Shape [rows]."""
-        lengths = self.stops - self.starts
+        lengths = self.lengths
         first = np.repeat(self.starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
         return (first + np.arange(lengths.sum())).astype(np.int64)
+
+
+class Transitions:
+    """Every row as a unit, with all that :class:`Units` has.
+
+    There are as many as rows, which need not fit in memory: a column is made when it is asked for, of small numbers.
+    """
+
+    def __init__(self, index, returns, costs):
+        self._index, self.returns, self.costs = index, returns, costs
+        self._dtype = smallest(index.rows)
+
+    trajectory = property(lambda self: self._index.row_ids(), doc="See :class:`Units`.")
+    starts = property(lambda self: np.arange(self._index.rows, dtype=self._dtype), doc="See :class:`Units`.")
+    stops = property(lambda self: np.arange(1, self._index.rows + 1, dtype=self._dtype), doc="See :class:`Units`.")
+    lengths = property(lambda self: np.ones(self._index.rows, np.int8), doc="See :class:`Units`.")
+
+    @property
+    def offsets(self):
+        """See :class:`Units`."""
+        offsets = self.starts
+        offsets -= np.repeat(self._index.starts.astype(self._dtype), self._index.stops - self._index.starts)
+        return offsets
+
+    def take(self, which):
+        """The units at positions ``which``, as :class:`Units`."""
+        return Units(*(getattr(self, name)[which] for name in Units._fields))
+
+    def rows(self):
+        """Row numbers of all units. Shape [rows]."""
+        return np.arange(self._index.rows)
+
+
+def smallest(rows):
+    """The dtype of numbers of ``rows`` rows."""
+    return np.int32 if rows < 2 ** 31 else np.int64
 
 
 class TrajectoryIndex:
@@ -49,11 +90,17 @@ class TrajectoryIndex:
         self._rewards, self._costs = data["rewards"], data["costs"]
 
     def units(self, unit, segment_length=10):
-        """All units of one kind as :class:`Units`. The last segment of a trajectory may be shorter."""
+        """All units of one kind as :class:`Units` or :class:`Transitions`.
+
+        The last segment of a trajectory may be shorter.
+        """
         if unit not in UNITS:
             raise ConfigError("unknown unit '{}': choose one of {}".format(unit, ", ".join(UNITS)))
+        if unit == "transition":
+            return Transitions(self, *(values if values.dtype.kind == "f" else values.astype(np.float64)
+                                       for values in map(np.asarray, (self._rewards, self._costs))))
         lengths = self.stops - self.starts
-        size = {"trajectory": lengths.max(), "segment": segment_length, "transition": 1}[unit]
+        size = lengths.max() if unit == "trajectory" else segment_length
         counts = -(-lengths // size)
         owner = np.repeat(np.arange(len(lengths)), counts)
         nth = np.arange(len(owner)) - np.repeat(np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)

@@ -1,5 +1,6 @@
 """What third parties test their plugins with: pytest collects subclasses of the contracts."""
-from osrl_unlearn.testing.contracts import AdapterContract, AttackContract, DetectorContract, MethodContract
+from osrl_unlearn.testing.attacks import AttackContract
+from osrl_unlearn.testing.contracts import AdapterContract, DetectorContract, MethodContract
 from osrl_unlearn.testing.metrics import MetricContract
 from osrl_unlearn.testing.toys import toy_data
 

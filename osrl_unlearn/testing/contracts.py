@@ -1,18 +1,16 @@
-"""What every attack, detector, adapter and method has to keep. Subclass, name yours, let pytest collect the subclass.
+"""What every detector, adapter and method has to keep. Subclass, name yours, let pytest collect the subclass.
 
-    class TestMine(AttackContract):
+    class TestMine(DetectorContract):
         def make(self):
-            return MyAttack()
+            return MyDetector()
 """
 import copy
-import dataclasses
 
 import numpy as np
 import torch
 
 from osrl_unlearn.adapters import adapt
 from osrl_unlearn.data.manifest import ForgetManifest
-from osrl_unlearn.data.poison import REQUIRED, poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.data.views import forget_and_retain
 from osrl_unlearn.detection import detect
@@ -38,107 +36,6 @@ def assert_same(one, other, where="state"):
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(other)), where
     else:
         assert one == other, where
-
-
-class AttackContract:
-    """Override :meth:`make`, and :meth:`data` if the attack needs other data."""
-
-    def make(self):
-        """The attack under test."""
-        raise NotImplementedError("override make() with the attack under test")
-
-    def data(self):
-        """Data that the attack works on."""
-        return toy_data()
-
-    def test_the_given_data_stay_as_they_are(self):
-        data = self.data()
-        before = copy.deepcopy(data)
-        for unit in sorted(self.make().units):
-            poison(data, self.make(), rate=0.5, unit=unit)
-        for name in before:
-            assert np.array_equal(data[name], before[name]), name
-
-    def test_exactly_the_rows_of_the_manifest_change_and_only_declared_columns(self):
-        data, attack = self.data(), self.make()
-        if attack.removes_rows:
-            return
-        for unit in sorted(attack.units):
-            result = poison(data, attack, rate=0.4, unit=unit)
-            rows = result.manifest.row_numbers(result.data, result.ids)
-            assert len(rows) == result.manifest.rows > 0
-            differ = np.zeros(len(result.data["rewards"]), bool)
-            differ[len(data["rewards"]):] = True
-            for name in REQUIRED:
-                old, new = data[name], result.data[name]
-                changed = (old != new[:len(old)]).reshape(len(old), -1).any(1)
-                assert name in attack.columns or not changed.any(), name
-                differ[:len(old)] |= changed
-                assert new.dtype == old.dtype, name
-            assert not differ[np.setdiff1d(np.arange(len(differ)), rows)].any()
-            assert differ[rows].any()
-
-    def test_an_attack_that_removes_rows_leaves_the_others_and_records_what_is_gone(self):
-        data, attack = self.data(), self.make()
-        if not attack.removes_rows:
-            assert poison(data, attack, rate=0.4).manifest.removed is None
-            return
-        result = poison(data, attack, rate=0.4)
-        gone = dataclasses.replace(result.manifest, spans=result.manifest.removed).row_numbers(data)
-        assert result.manifest.rows == 0 and 0 < len(gone) < len(data["rewards"])
-        for name in REQUIRED:
-            assert np.array_equal(result.data[name], np.delete(data[name], gone, 0)), name
-        assert np.array_equal(result.ids, np.delete(TrajectoryIndex(data).row_ids(), gone))
-
-    def test_no_more_units_are_touched_than_the_rate_allows(self):
-        data, attack = self.data(), self.make()
-        index = TrajectoryIndex(data)
-        for unit in sorted(attack.units):
-            for rate in (0.1, 0.5, 1.0 if not attack.removes_rows else 0.9):
-                units = index.units(unit, attack.options.segment_length)
-                manifest = poison(data, attack, rate=rate, unit=unit).manifest
-                lengths = np.sort(units.stops - units.starts)[::-1]
-                allowed = int(round(rate * len(lengths)))
-                spans = manifest.removed if attack.removes_rows else manifest.spans
-                assert sum(b - a for _, a, b in spans) <= lengths[:allowed].sum()
-                assert attack.adds_rows or len(spans) <= allowed
-
-    def test_what_the_attack_learned_repeats_it_exactly(self):
-        data, attack = self.data(), self.make()
-        first = poison(data, attack, rate=0.4, seed=1)
-        again = poison(data, self.make(), rate=0.4, seed=1, state=attack.state())
-        assert first.manifest == again.manifest
-
-    def test_untouched_columns_are_shared_not_copied(self):
-        data, attack = self.data(), self.make()
-        if attack.adds_rows or attack.removes_rows:
-            return
-        result = poison(data, attack, rate=0.4)
-        for name in set(REQUIRED) - set(attack.columns):
-            assert result.data[name] is data[name], name
-
-    def test_the_seed_decides_and_global_generators_are_left_alone(self):
-        data = self.data()
-        state = np.random.get_state()[1].copy()
-        one, two = (poison(data, self.make(), rate=0.4, unit=sorted(self.make().units)[-1], seed=3) for _ in range(2))
-        assert np.array_equal(np.random.get_state()[1], state)
-        assert one.manifest.columns == two.manifest.columns and one.manifest.spans == two.manifest.spans
-
-    def test_rate_zero_changes_nothing(self):
-        data = self.data()
-        result = poison(data, self.make(), rate=0.0)
-        assert result.manifest.rows == 0
-        for name in data:
-            assert result.data[name] is data[name], name
-
-    def test_the_manifest_survives_disk_and_verifies(self, tmp_path):
-        data = self.data()
-        result = poison(data, self.make(), rate=0.4)
-        result.manifest.save(str(tmp_path / "forget.json"))
-        loaded = ForgetManifest.load(str(tmp_path / "forget.json"))
-        assert loaded == result.manifest
-        loaded.verify(result.data)
-        loaded.verify(data, "before")
 
 
 class DetectorContract:
