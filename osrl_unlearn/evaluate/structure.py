@@ -10,8 +10,8 @@ SCHEMA_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.s
 def check(report, schema_file=SCHEMA_FILE, name="report"):
     """Raise ValueError, naming the place, unless ``report`` has the structure of ``schema_file``.
 
-    Looks at types, required keys, lengths of lists, constants and enumerations, and refuses NaN and infinity; keys that the schema
-    does not know are let through.
+    Looks at types, required keys, lengths of lists, constants and enumerations, and refuses NaN and infinity; keys that
+    the schema does not know are let through.
     """
     with open(schema_file, encoding="utf-8") as file:
         schema = json.load(file)
