@@ -13,6 +13,7 @@ import json
 import os
 from typing import Any, Dict, List, NamedTuple, Optional
 
+import torch
 import yaml
 
 from osrl_unlearn import environments, generators
@@ -20,7 +21,7 @@ from osrl_unlearn.adapters import build_for
 from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
-from osrl_unlearn.errors import ManifestMismatch, RunError
+from osrl_unlearn.errors import ConfigError, ManifestMismatch, RunError
 from osrl_unlearn.files import load_tensors, save_tensors, write_json, write_text
 from osrl_unlearn.registry import ADAPTERS
 
@@ -126,9 +127,11 @@ _ConfigLoader.add_constructor("tag:yaml.org,2002:python/tuple",
 def load(run_dir, device="cpu"):
     """Load the agent of a run directory as :class:`Run`; ``notes`` say what could not be restored and what replaced it.
 
-    Raises RunError for a missing, foreign or unsafe file, EnvironmentProblem when the task cannot be made.
+    Raises RunError for a missing, foreign or unsafe file, EnvironmentProblem when the task cannot be made, ConfigError
+    for a device that cannot be used.
     """
     config = read_config(run_dir)
+    _check_device(device)
     weights = read_weights(run_dir, device)
     state = load_tensors(state_path(run_dir), device) if os.path.isfile(state_path(run_dir)) else None
     env = environments.make(config["task"], config["cost_limit"], config.get("reward_scale", 1.0))
@@ -153,6 +156,14 @@ def load(run_dir, device="cpu"):
         for name in adapter.constants:
             notes.append("'{}' is not in OSRL's checkpoint: it is computed from the dataset".format(name))
     return Run(run_dir, config, adapter, state, notes)
+
+
+def _check_device(device):
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # the second: torch was built without CUDA
+        raise ConfigError("--device {} cannot be used here ({}): expected cpu, or cuda where there is a GPU".format(
+            device, str(error).splitlines()[0][:120]))
 
 
 def read_weights(run_dir, device="cpu"):

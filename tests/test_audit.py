@@ -1,20 +1,18 @@
-"""The audit: metrics on cases whose answer is known, the certificate, and the command line."""
+"""The audit: metrics on cases whose answer is known, and what is claimed of them."""
 import copy
 import dataclasses
 import json
 import os
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from agents import make_trainer
-from cells import AGENT, SUITE
+from cells import SUITE
 
-from osrl_unlearn import adapt, cli, environments, poison, resources, rundir
-from osrl_unlearn.audit import certificate, fqe, signature
+from osrl_unlearn import adapt, cli, poison, resources
+from osrl_unlearn.audit import certificate, fqe
 from osrl_unlearn.audit.auditor import matched
 from osrl_unlearn.audit.base import Context, Set
 from osrl_unlearn.audit.gaussian_score import recorded_noise
@@ -26,14 +24,9 @@ from osrl_unlearn.commands.audit import compute
 from osrl_unlearn.data.trigger import Trigger
 from osrl_unlearn.data.views import Batch
 from osrl_unlearn.engine import train
-from osrl_unlearn.errors import ConfigError, ManifestMismatch, RunError
 from osrl_unlearn.evaluate.statistics import share, worst_share
-from osrl_unlearn.registry import ADAPTERS, METRICS
+from osrl_unlearn.registry import METRICS
 from osrl_unlearn.testing import toy_data
-from osrl_unlearn.training import trained
-
-SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
-TASK = "OfflineBallCircle-v0"
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
@@ -342,127 +335,6 @@ def test_verdicts():
     assert of(changed=True, no_member=None, no_auditor_finding=False)[0] == "not"
     assert of(changed=True, within_limit=False) == ("partly", "fails: within_limit")
     assert of(within_limit=True, no_member=False)[0] == of(within_limit=True, trigger=False)[0] == "not"
-
-
-# The command line -----------------------------------------------------------------------------------------------------
-
-@pytest.fixture(scope="module")
-def audited(tmp_path_factory):
-    """A folder with a poisoned, two retrained and one unlearned run, and the audit of the last."""
-    top = tmp_path_factory.mktemp("audit")
-    shutil.copy(SHIPPED, str(top / "data.hdf5"))
-    config = dict(AGENT, task=TASK, update_steps=30, batch_size=16, seed=0)
-    cls = ADAPTERS.load(config.pop("name"))
-    env = environments.make(TASK, 40, 0.1)
-    clean, ids = environments.load(env, config, str(top / "data.hdf5"))
-    bad = poison(clean, "trigger_backdoor", rate=0.2, ids=ids, task=TASK, dataset=str(top / "data.hdf5"))
-    kept = np.setdiff1d(np.arange(len(ids)), bad.manifest.row_numbers(bad.data, ids))
-    for name, seed, rows in (("poisoned", 0, None), ("retrained", 1, kept), ("again", 2, kept)):
-        trained(str(top / name), cls, env, dict(config, seed=seed), bad.data, rows=rows, manifest=bad.manifest,
-                attack_state=bad.attack_state if hasattr(bad, "attack_state") else None, progress=False)
-    assert cli.main(["unlearn", str(top / "poisoned"), "--method", "fine_tune", "--steps", "4", "--eval-episodes",
-                     "0"]) == 0
-    result = rundir.unlearned_dir(str(top / "poisoned"), "fine_tune")
-    assert cli.main(["audit", result, "--reference", str(top / "retrained"), "--reference", str(top / "again"),
-                     "--episodes", "1"]) == 0
-    return top, result
-
-
-def test_an_audit_from_the_command_line(audited, capsys):
-    top, result = audited
-    with open(certificate.certificate_path(result)) as file:
-        made = json.load(file)
-    with open(certificate.audit_path(result)) as file:
-        assert json.load(file)["metrics"] == made["audit"]
-    assert set(made["audit"]) == set(METRICS.builtins)
-    absent = {name: found["not_computed"] for name, found in made["audit"].items() if "not_computed" in found}
-    assert absent == {"trajauditor": "because the agent has no critics of state and action",
-                      "gaussian_score": "because the attack 'trigger_backdoor' adds no noise"}
-    assert set(made["audit"]["safety"]["value"]["agents"]) == {"audited", "original", "reference", "reference 2"}
-    assert set(made["audit"]["distance"]["value"]["audited - reference"]) == {"forget", "retain", "fresh"}
-    assert made["unlearning"]["method"] == "fine_tune" and made["models"] == made["unlearning"]["models"]
-    assert {c["claim"]: c["holds"] for c in made["claims"]}["changed"] is True and len(made["claims"]) == 8
-    assert cli.main(["verify", certificate.certificate_path(result)]) == 0
-    assert "every figure is found again" not in capsys.readouterr().out
-
-
-def test_every_changed_byte_is_found(audited, capsys):
-    top, result = audited
-    path = certificate.certificate_path(result)
-    files = [path, certificate.audit_path(result), rundir.model_path(result), rundir.manifest_path(result),
-             rundir.model_path(str(top / "poisoned")), rundir.model_path(str(top / "retrained")),
-             str(top / "data.hdf5")]
-    for name in files:
-        size = os.path.getsize(name)
-        for place in (0, 1, size // 3, size // 2, size - 2, size - 1):
-            with open(name, "r+b") as file:
-                file.seek(place)
-                byte = file.read(1)
-                file.seek(place)
-                file.write(bytes([byte[0] ^ 1]))
-            capsys.readouterr()
-            assert cli.main(["verify", path]) == 2, (name, place)
-            err = capsys.readouterr().err
-            assert err.startswith("osrl-unlearn: error: ") and "changed" in err and err.count("\n") == 1
-            with open(name, "r+b") as file:
-                file.seek(place)
-                file.write(byte)
-    assert cli.main(["verify", path]) == 0
-
-
-def test_figures_are_computed_again(audited, capsys, tmp_path):
-    _, result = audited
-    path = certificate.certificate_path(result)
-    assert cli.main(["verify", path, "--recompute"]) == 0
-    assert "every figure is found again" in capsys.readouterr().out
-    made, _ = certificate.read(path)
-    changed = copy.deepcopy(made)
-    changed["audit"]["safety"]["value"]["agents"]["audited"]["cost"]["mean"] += 0.01
-    with pytest.raises(RunError, match=r"safety\.value\.agents\.audited\.cost\.mean: the certificate says"):
-        certificate.compare(changed["audit"], made["audit"])
-    # Whoever forges a figure and the digest too is found by computing.
-    changed["digest"] = certificate.digest(changed)
-    with open(path) as file:
-        honest = file.read()
-    try:
-        with open(path, "w") as file:
-            file.write(certificate.text_of(changed))
-        assert cli.main(["verify", path]) == 0 and cli.main(["verify", path, "--recompute"]) == 2
-        assert "the certificate says" in capsys.readouterr().err
-    finally:
-        with open(path, "w") as file:
-            file.write(honest)
-
-
-@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH is not installed")
-def test_a_signed_certificate(audited, capsys, tmp_path):
-    _, result = audited
-    path = certificate.certificate_path(result)
-    for name in ("me", "you"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(tmp_path / name)],
-                       check=True)
-        (tmp_path / (name + ".signers")).write_text("{}@example.org {}".format(
-            name, (tmp_path / (name + ".pub")).read_text()))
-    verified = lambda name: cli.main(["verify", path, "--signers", str(tmp_path / (name + ".signers"))])  # noqa: E731
-    assert verified("me") == 2 and "there is no file" in capsys.readouterr().err
-    signature.sign(path, str(tmp_path / "me"))
-    assert verified("me") == 0 and "signed by me@example.org and" in capsys.readouterr().out
-    assert verified("you") == 2 and "was not made by anybody who is named in" in capsys.readouterr().err
-    with open(path) as file:
-        made = json.load(file)
-    made["reason"] += "!"
-    forged = {k: v for k, v in made.items() if k != "digest"}
-    forged["digest"] = certificate.digest(forged)
-    (tmp_path / "run" / "osrl_unlearn").mkdir(parents=True)
-    fake = str(tmp_path / "run" / "osrl_unlearn" / "certificate.json")
-    shutil.copy(signature.signature_path(path), signature.signature_path(fake))
-    with open(fake, "w") as file:
-        file.write(certificate.text_of(forged))
-    assert certificate.read(fake)  # the digest alone does not find it
-    with pytest.raises(ManifestMismatch, match="does not belong to"):
-        signature.signer(fake, str(tmp_path / "me.signers"))
-    with pytest.raises(ConfigError, match="expected a private key"):
-        signature.sign(fake, str(tmp_path / "me.signers"))
 
 
 # Agents of which the truth is known -----------------------------------------------------------------------------------

@@ -2,18 +2,21 @@
 
 The digest finds changes; it is not a signature, and does not say who made the certificate.
 """
+import glob
 import hashlib
 import json
 import math
 import os
 
 from osrl_unlearn import rundir
-from osrl_unlearn.data.manifest import column_hashes, versions
-from osrl_unlearn.errors import ManifestMismatch, RunError
+from osrl_unlearn.audit.signature import signature_path
+from osrl_unlearn.data.manifest import ForgetManifest, column_hashes, versions
+from osrl_unlearn.errors import ConfigError, ManifestMismatch, OsrlUnlearnError, RunError
 from osrl_unlearn.evaluate.report import check
 from osrl_unlearn.files import sha256_file, sha256_state, write_text
 
 SCHEMA_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "certificate.schema.json")
+MANIFESTS = ("manifest", "own manifest", "original manifest")  # roles of files, in the order of their authority
 MEMBERSHIP = ("no_member", "no_auditor_finding")  # claims that ask whether the forget set looks like training data
 
 
@@ -27,18 +30,27 @@ def certificate_path(run_dir):
     return os.path.join(run_dir, "osrl_unlearn", "certificate.json")
 
 
-def files_of(run_dir, manifest, dataset, original=None, references=(), holdout=None):
-    """{role: path} of every file that an audit rests on; those that a run does not have are left out."""
+def files_of(run_dir, settings):
+    """{role: path} of every file that an audit with ``settings`` rests on; those that a run does not have are left out.
+    """
+    own, attack, original = rundir.manifest_path(run_dir), rundir.attack_path(run_dir), settings["original"]
     found = {"model": rundir.model_path(run_dir), "config": os.path.join(run_dir, "config.yaml"),
-             "state": rundir.state_path(run_dir), "report": os.path.join(run_dir, "report.json"), "manifest": manifest,
-             "attack": rundir.attack_path(run_dir), "dataset": dataset, "holdout": holdout,
-             "audit": audit_path(run_dir)}
-    others = [("original", original)] + [("reference {}".format(n + 1), f) for n, f in enumerate(references)]
-    for name, folder in others:
-        if folder is not None:
-            found.update({name + " model": rundir.model_path(folder), name + " config": os.path.join(
-                folder, "config.yaml"), name + " state": rundir.state_path(folder)})
+             "state": rundir.state_path(run_dir), "report": os.path.join(run_dir, "report.json"),
+             "manifest": settings["forget"] or own, "own manifest": own if settings["forget"] else None,
+             "original manifest": original and rundir.manifest_path(original),
+             "attack": rundir.attack_path(original) if original and not os.path.isfile(attack) else attack,
+             "dataset": settings["dataset"], "holdout": settings["holdout"], "audit": audit_path(run_dir)}
+    others = [("original", original)] if original else []
+    for name, folder in others + [("reference {}".format(n + 1), f) for n, f in enumerate(settings["reference"])]:
+        found.update({name + " model": rundir.model_path(folder), name + " config": os.path.join(
+            folder, "config.yaml"), name + " state": rundir.state_path(folder)})
     return {role: path for role, path in found.items() if path is not None and os.path.isfile(path)}
+
+
+def trigger_of(files):
+    """The trigger that a manifest among ``files`` records, or None."""
+    found = (ForgetManifest.load(files[role]).trigger() for role in MANIFESTS if role in files)
+    return next((trigger for trigger in found if trigger is not None), None)
 
 
 # Claims ---------------------------------------------------------------------------------------------------------------
@@ -83,9 +95,10 @@ def claims(figures, models, cost_limit, triggered):
 
 
 def model_hashes(ctx):
-    """{"before": hash of the model before unlearning, None if that is not known, "after"}."""
-    return {name: adapter and sha256_state(adapter.model.state_dict())
-            for name, adapter in (("before", ctx.original), ("after", ctx.adapter))}
+    """{"before": hash of the model before unlearning, None if that is not known, "after", "references": [hash]}."""
+    found = {name: adapter and sha256_state(adapter.model.state_dict())
+             for name, adapter in (("before", ctx.original), ("after", ctx.adapter))}
+    return dict(found, references=[sha256_state(adapter.model.state_dict()) for adapter in ctx.references])
 
 
 def _changed(models):
@@ -218,27 +231,85 @@ def verdict(found):
 # Writing and checking -------------------------------------------------------------------------------------------------
 
 def write(run_dir, ctx, figures, files, settings):
-    """Write audit.json and certificate.json of a run; returns the certificate."""
-    write_text(audit_path(run_dir), text_of({"schema": 1, "metrics": figures}))
-    models, figures = model_hashes(ctx), json.loads(text_of(figures))
-    found = claims(figures, models, ctx.cost_limit, ctx.trigger is not None)
+    """Write audit.json and certificate.json of a run; returns the certificate. A signature of an earlier one goes.
+
+    Raises RunError if the run's report.json is about other agents.
+    """
+    made = about(ctx, json.loads(text_of(figures)))
+    made.update(certificate=1, unlearning=unlearning(files, made["models"]), versions=dict(versions(), code=code()),
+                settings=settings)
+    write_text(audit_path(run_dir), text_of({"schema": 1, "metrics": made["audit"]}))
+    made["files"] = {role: {"path": short(path, run_dir), "sha256": sha256_file(path)} for role, path in dict(
+        files, audit=audit_path(run_dir)).items()}
+    made = json.loads(text_of(made))
+    made["digest"] = digest(made)
+    check(made, SCHEMA_FILE, "certificate")
+    path = certificate_path(run_dir)
+    if os.path.exists(signature_path(path)):
+        os.unlink(signature_path(path))
+    write_text(path, text_of(made))
+    return made
+
+
+def about(ctx, figures):
+    """What a certificate says that follows from the agents, the data and the figures (as JSON gives them) alone."""
+    models = model_hashes(ctx)
+    return dict(judged(figures, models, ctx.cost_limit, ctx.trigger is not None), agent=ctx.adapter.name,
+                models=models, columns=column_hashes(ctx.data), audit=figures)
+
+
+def judged(figures, models, cost_limit, triggered):
+    """{"claims", "verdict", "reason", "limits"}; for the arguments see :func:`claims`."""
+    found = claims(figures, models, cost_limit, triggered)
     word, reason = verdict(found)
-    about = {}
-    if "report" in files:
+    limits = ["the digest finds changes of this certificate; who made it, only a signature can say"]
+    if models["references"]:
+        limits.insert(0, "that the references were retrained without the forget set is taken on trust; what is "
+                         "checked is that none of them is the audited agent, the one before unlearning or another "
+                         "reference")
+    return {"claims": found, "verdict": word, "reason": reason, "limits": limits}
+
+
+def check_references(models, names):
+    """Raise ConfigError unless each of the references called ``names`` has weights of its own."""
+    known = {models["before"]: "the agent before unlearning", models["after"]: "the audited agent"}
+    for name, weights in zip(names, models["references"]):
+        if weights in known:
+            raise ConfigError("--reference {} has the weights of {}: expected an agent that was retrained without "
+                              "the forget set, from a seed of its own".format(name, known[weights]))
+        known[weights] = "the reference " + name
+
+
+def unlearning(files, models):
+    """How the agent was unlearned by its report.json, None without one. Raises RunError if that is about other agents.
+
+    ``files`` are those of :func:`files_of`, ``models`` those of :func:`model_hashes`.
+    """
+    if "report" not in files:
+        return None
+    try:
         with open(files["report"], encoding="utf-8") as file:
             report = json.load(file)
-        about = {key: report.get(key) for key in ("method", "options", "updates", "models")}
-    certificate = {
-        "certificate": 1, "verdict": word, "reason": reason, "claims": found, "agent": ctx.adapter.name,
-        "unlearning": about or None, "models": models,
-        "columns": column_hashes(ctx.data), "versions": versions(), "settings": settings, "audit": figures,
-        "files": {role: {"path": short(path, run_dir), "sha256": sha256_file(path)} for role, path in dict(
-            files, audit=audit_path(run_dir)).items()}}
-    certificate = json.loads(text_of(certificate))
-    certificate["digest"] = digest(certificate)
-    check(certificate, SCHEMA_FILE, "certificate")
-    write_text(certificate_path(run_dir), text_of(certificate))
-    return certificate
+        check(report)
+    except ValueError as error:
+        raise RunError("{} is not a report of osrl-unlearn ({}): unlearn again to write a new one".format(
+            files["report"], str(error)[:120]))
+    for when, role, mend in (("after", "model", "unlearn again, or take the report away, for an audit of an agent of "
+                                                "which nothing is on record"),
+                             ("before", "original model", "name the one that was unlearned with --original, or unlearn "
+                                                          "again")):
+        if models[when] is not None and report["models"][when] != models[when]:
+            raise RunError("{} has not the weights that {} reports of the agent {} unlearning: {}".format(
+                files[role], files["report"], when, mend))
+    return {key: report.get(key) for key in ("method", "options", "updates", "models")}
+
+
+def code():
+    """SHA-256 over the names and the contents of the Python files of the package, sorted by name."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    found = {os.path.relpath(path, package).replace(os.sep, "/"): sha256_file(path)
+             for path in glob.glob(os.path.join(glob.escape(package), "**", "*.py"), recursive=True)}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def text_of(value):
@@ -264,6 +335,13 @@ def resolve(path, run_dir):
     return path if os.path.isabs(path) else os.path.normpath(os.path.join(os.path.realpath(run_dir), path))
 
 
+def resolved(settings, run_dir, dataset=None):
+    """The settings that a certificate in ``run_dir`` records, with paths to use; ``dataset`` is where that is now."""
+    found = {key: settings[key] and resolve(settings[key], run_dir) for key in ("original", "holdout", "forget")}
+    return dict(settings, dataset=dataset or resolve(settings["dataset"], run_dir), reference=[
+        resolve(path, run_dir) for path in settings["reference"]], **found)
+
+
 def is_certificate(path):
     """Whether ``path`` looks like a certificate rather than a forget manifest, changed or not."""
     try:
@@ -281,7 +359,7 @@ def read(path):
         certificate = json.loads(raw.decode("utf-8"))
         check(certificate, SCHEMA_FILE, "certificate")
         whole = text_of(certificate).encode() == raw and certificate["digest"] == digest(certificate)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ManifestMismatch("{} is no certificate, or was changed: {}".format(path, str(error)[:120]))
     if not whole:
         raise ManifestMismatch("{} was changed after it was made: its digest does not fit it".format(path))
@@ -289,18 +367,53 @@ def read(path):
 
 
 def verify(path, dataset=None):
-    """Check a certificate and every file that it rests on. Raises ManifestMismatch, naming what differs.
+    """Check a certificate, every file that it rests on, and all that follows from these without computing figures.
 
-    ``dataset`` is where the dataset is now. Returns (certificate, run directory).
+    ``dataset`` is where the dataset is now. Returns (certificate, run directory). Raises ManifestMismatch, naming what
+    differs.
     """
     certificate, run_dir = read(path)
-    for role, entry in certificate["files"].items():
-        where = dataset if role == "dataset" and dataset else resolve(entry["path"], run_dir)
+    settings = resolved(certificate["settings"], run_dir, dataset)
+    named = {role: resolve(entry["path"], run_dir) for role, entry in certificate["files"].items()}
+    if dataset:
+        named["dataset"] = dataset
+    for role, where in named.items():
         if not os.path.isfile(where):
             raise ManifestMismatch("the {} that the certificate rests on is missing: no file at {}".format(role, where))
-        if sha256_file(where) != entry["sha256"]:
+        if sha256_file(where) != certificate["files"][role]["sha256"]:
             raise ManifestMismatch("the {} was changed since the certificate was made: {}".format(role, where))
+    expected = files_of(run_dir, settings)
+    for role in sorted(set(named) | set(expected)):
+        if role not in named or role not in expected or not os.path.samefile(named[role], expected[role]):
+            raise ManifestMismatch("{} rests on another {} than its settings name: {}".format(
+                path, role, expected.get(role) or "none"))
+    try:
+        follows = _follows(certificate, run_dir, settings, expected)
+    except (OsrlUnlearnError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ManifestMismatch("{} does not follow from its files{}: {}".format(path, _other_code(certificate), error))
+    for name, value in follows.items():
+        if certificate[name] != value:
+            raise ManifestMismatch("{}: '{}' is not what follows from its files{}".format(
+                path, name, _other_code(certificate)))
     return certificate, run_dir
+
+
+def _follows(certificate, run_dir, settings, files):
+    """What a certificate has to say by the files that it rests on, as far as no agent has to be asked."""
+    with open(files["audit"], encoding="utf-8") as file:
+        figures = json.load(file)["metrics"]
+    weigh = lambda folder: folder and sha256_state(rundir.read_weights(folder))  # noqa: E731
+    models = {"before": weigh(settings["original"]), "after": weigh(run_dir),
+              "references": [weigh(folder) for folder in settings["reference"]]}
+    check_references(models, settings["reference"])
+    limit = float(rundir.read_config(run_dir)["cost_limit"])
+    return dict(models=models, unlearning=unlearning(files, models), audit=figures,
+                **judged(figures, models, limit, trigger_of(files) is not None))
+
+
+def _other_code(certificate):
+    same = certificate["versions"].get("code") == code()
+    return "" if same else " (it was made by other code of osrl-unlearn than is installed, which may judge differently)"
 
 
 def compare(recorded, found, path="audit"):

@@ -6,14 +6,17 @@ import sys
 from osrl_unlearn import environments, rundir, status
 from osrl_unlearn.audit import certificate
 from osrl_unlearn.audit.base import Context
-from osrl_unlearn.audit.signature import sign
+from osrl_unlearn.audit.signature import check_key, sign
 from osrl_unlearn.audit.table import rows
 from osrl_unlearn.commands.unlearn import load_data, own_manifest
+from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, RunError
 from osrl_unlearn.evaluate.report import markdown_table
-from osrl_unlearn.files import check_writable
+from osrl_unlearn.files import check_writable, sha256_array
 from osrl_unlearn.registry import METRICS
 from osrl_unlearn.status import say
+
+MAX_SEED = 2 ** 31 - 1  # environments and torch are given the seed and numbers above it; NumPy's end at 2 ** 32
 
 
 def add_arguments(parser):
@@ -36,6 +39,8 @@ def main(args):
     """Audit, write audit.json and certificate.json, print a table."""
     settings = {key: getattr(args, key) for key in ("reference", "original", "dataset", "holdout", "forget", "episodes",
                                                     "seed", "device")}
+    if args.sign:
+        check_key(args.sign)
     ctx, files, settings = load(args.run_dir, settings)
     check_writable(args.run_dir)
     figures = compute(ctx)
@@ -43,8 +48,8 @@ def main(args):
     if args.sign:
         sign(certificate.certificate_path(args.run_dir), args.sign)
     print(table(made))
-    print("\nVerdict: {} ({}). Certificate: {}".format(made["verdict"], made["reason"],
-                                                      certificate.certificate_path(args.run_dir)))
+    print("\nVerdict: {} ({}). Certificate: {}\nLimits: {}.".format(
+        made["verdict"], made["reason"], certificate.certificate_path(args.run_dir), "; ".join(made["limits"])))
     return 0
 
 
@@ -62,8 +67,11 @@ def compute(ctx):
 
 def load(run_dir, settings):
     """(:class:`Context`, files by role, settings with which the audit can be repeated) for a run directory."""
-    if settings["episodes"] < 0:
-        raise ConfigError("--episodes must not be negative, got {}".format(settings["episodes"]))
+    for name, most in (("episodes", None), ("seed", MAX_SEED)):
+        if settings[name] < 0 or most is not None and settings[name] > most:
+            raise ConfigError("--{} must not be negative{}, got {}".format(
+                name, "" if most is None else ", nor above {}".format(most), settings[name]))
+    rundir.read_config(run_dir)
     original = settings["original"] or origin(run_dir)
     manifest = rundir.load_manifest(run_dir, settings["forget"])
     run = rundir.load(run_dir, settings["device"])
@@ -73,12 +81,14 @@ def load(run_dir, settings):
               + list(settings["reference"])]
     if original:
         run = run._replace(path=original if not os.path.isfile(rundir.attack_path(run_dir)) else run_dir)
-    data, ids = load_data(run, manifest, settings["dataset"])
-    state, config, holdout = run.state or {}, run.config, None
-    if settings["holdout"]:
-        holdout = environments.load(run.adapter.trainer.env, {"task": config["task"]}, settings["holdout"])[0]
-    trigger = manifest.trigger() or own_manifest(run_dir).trigger() or (own_manifest(original).trigger()
-                                                                       if original else None)
+    env, state, config = run.adapter.trainer.env, run.state or {}, run.config
+    recorded = [m.dataset for m in (manifest, own_manifest(run.path)) if m.dataset and os.path.isfile(m.dataset)]
+    # Looked for once, so that the file that is read is the one whose hash goes into the certificate.
+    dataset = environments.find_dataset(env, settings["dataset"] or (recorded or [None])[0])
+    settings = dict(settings, original=original, dataset=dataset)
+    files = certificate.files_of(run_dir, settings)
+    data, ids = load_data(run, manifest, dataset)
+    holdout = settings["holdout"] and _holdout(env, config["task"], settings["holdout"], data, ids)
     source = run if not original else others[0][1]
     ctx = Context(
         run.adapter, data, ids, manifest, float(config["cost_limit"]),
@@ -86,19 +96,33 @@ def load(run_dir, settings):
         float(state.get("cost_scale", config.get("cost_scale", 1))),
         int(state.get("batch_size", config.get("batch_size", 256))),
         (source.state or {}).get("updates", config.get("update_steps")), others[0][0] if original else None,
-        [adapter for adapter, _ in (others[1:] if original else others)], holdout, trigger, settings["episodes"],
-        settings["seed"], sys.stderr.isatty() and not status.quiet)
+        [adapter for adapter, _ in (others[1:] if original else others)], holdout, certificate.trigger_of(files),
+        settings["episodes"], settings["seed"], sys.stderr.isatty() and not status.quiet)
+    models = certificate.model_hashes(ctx)
+    certificate.check_references(models, settings["reference"])
+    certificate.unlearning(files, models)
     if ctx.adapter.constants and run.state is None:
         ctx.adapter.set_data_constants(ctx.store.view(ctx.store.rows))
-    dataset = settings["dataset"] or (manifest.dataset if manifest.dataset and os.path.isfile(manifest.dataset)
-                                      else environments.find_dataset(run.adapter.trainer.env))
-    files = certificate.files_of(run_dir, settings["forget"] or rundir.manifest_path(run_dir), dataset, original,
-                                 settings["reference"], settings["holdout"])
-    if original and os.path.isfile(rundir.attack_path(original)):
-        files.setdefault("attack", rundir.attack_path(original))
     short = lambda path: path and certificate.short(path, run_dir)  # noqa: E731
-    return ctx, files, dict(settings, original=short(original), reference=[short(r) for r in settings["reference"]],
-                            **{key: short(settings[key]) for key in ("holdout", "forget")}, dataset=short(dataset))
+    return ctx, files, dict(settings, reference=[short(r) for r in settings["reference"]],
+                            **{key: short(settings[key]) for key in ("original", "holdout", "forget", "dataset")})
+
+
+def _holdout(env, task, path, data, ids):
+    """The data in the file ``path``. Raises ConfigError if trajectories of it are in the training data."""
+    held, held_ids = environments.load(env, {"task": task}, path)
+    shared = _trajectories(held, held_ids) & _trajectories(data, ids)
+    if shared:
+        raise ConfigError("--holdout {}: {} of its trajectories are in the data that the agent was trained on: "
+                          "expected data that no agent was trained on".format(path, len(shared)))
+    return held
+
+
+def _trajectories(data, ids):
+    """Hashes of the states and actions of each trajectory."""
+    index = TrajectoryIndex(data, ids)
+    return {(sha256_array(data["observations"][a:b]), sha256_array(data["actions"][a:b]))
+            for a, b in zip(index.starts, index.stops)}
 
 
 def origin(run_dir):
@@ -118,18 +142,11 @@ def _agent(run, folder, device):
 
 
 def repeat(made, run_dir, dataset=None):
-    """Compute the figures of a certificate again and compare. Raises RunError for the first that differs."""
-    settings = dict(made["settings"])
-    for key in ("original", "holdout", "forget", "dataset"):
-        settings[key] = settings[key] and certificate.resolve(settings[key], run_dir)
-    settings["dataset"] = dataset or settings["dataset"]
-    settings["reference"] = [certificate.resolve(path, run_dir) for path in settings["reference"]]
-    ctx, _, _ = load(run_dir, settings)
-    figures = json.loads(certificate.text_of(compute(ctx)))
-    certificate.compare(made["audit"], figures)
-    found = certificate.claims(figures, certificate.model_hashes(ctx), ctx.cost_limit, ctx.trigger is not None)
-    certificate.compare([found, *certificate.verdict(found)], [made["claims"], made["verdict"], made["reason"]],
-                        "claims")
+    """Compute a certificate again, all but the hashes of files, and compare. Raises RunError for what differs first."""
+    ctx, _, _ = load(run_dir, certificate.resolved(made["settings"], run_dir, dataset))
+    found = certificate.about(ctx, json.loads(certificate.text_of(compute(ctx))))
+    certificate.compare(made["audit"], found["audit"])
+    certificate.compare({key: made[key] for key in found}, found, "certificate")
 
 
 # Table ----------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 import os
 
 from osrl_unlearn import environments
-from osrl_unlearn.audit.certificate import is_certificate, verify
-from osrl_unlearn.audit.signature import signer
+from osrl_unlearn.audit.certificate import code, is_certificate, verify
+from osrl_unlearn.audit.signature import signature_path, signer
 from osrl_unlearn.commands.audit import repeat
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
@@ -23,10 +23,14 @@ def add_arguments(parser):
 
 def main(args):
     """Raises ManifestMismatch (exit status 2) if it does not."""
+    if not os.path.isfile(args.manifest):
+        raise ConfigError("{} is {}: expected a forget manifest (forget.json) or a certificate (certificate.json), "
+                          "which are in RUN_DIR/osrl_unlearn".format(args.manifest, "a folder" if os.path.isdir(
+                              args.manifest) else "not there"))
     if is_certificate(args.manifest):
         return _certificate(args)
     for option in ("recompute", "signers"):
-        if getattr(args, option) and os.path.isfile(args.manifest):
+        if getattr(args, option):
             raise ConfigError("--{}: {} is no certificate".format(option, args.manifest))
     manifest = ForgetManifest.load(args.manifest)
     if not manifest.task:
@@ -52,6 +56,11 @@ def _certificate(args):
     print("ok: the certificate{} and {} files have the recorded hashes{}; it says: {} ({})".format(
         signed, len(certificate["files"]), ", and every figure is found again" if args.recompute else "",
         certificate["verdict"], certificate["reason"]))
+    if not args.signers and os.path.isfile(signature_path(args.manifest)):
+        print("note: there is a signature, which was not checked: name who may sign with --signers FILE")
+    if certificate["versions"]["code"] != code():
+        print("note: the certificate was made by other code of osrl-unlearn than is installed (version {})".format(
+            certificate["versions"].get("osrl-unlearn")))
     return 0
 
 

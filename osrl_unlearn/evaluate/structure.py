@@ -10,8 +10,8 @@ SCHEMA_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.s
 def check(report, schema_file=SCHEMA_FILE, name="report"):
     """Raise ValueError, naming the place, unless ``report`` has the structure of ``schema_file``.
 
-    Looks at types, required keys, lengths of lists and constants, and refuses NaN and infinity; keys that the schema
-    does not know are let through.
+    Looks at types, required keys, lengths of lists, constants and enumerations, and refuses NaN and infinity; keys that
+    the schema does not know are let through.
     """
     with open(schema_file, encoding="utf-8") as file:
         schema = json.load(file)
@@ -39,6 +39,8 @@ def walk(value, schema, definitions, path):
         raise ValueError("{}: expected a finite number, got {}".format(path, value))
     if "const" in schema and value != schema["const"]:
         raise ValueError("{}: expected {}, got {!r}".format(path, schema["const"], value))
+    if "enum" in schema and value not in schema["enum"]:
+        raise ValueError("{}: expected one of {}, got {!r}".format(path, ", ".join(map(str, schema["enum"])), value))
     if isinstance(value, dict):
         for name in schema.get("required", ()):
             if name not in value:
