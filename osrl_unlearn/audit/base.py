@@ -11,9 +11,10 @@ from osrl_unlearn.data.sequences import SequenceStore
 from osrl_unlearn.data.trajectories import TrajectoryIndex, to_go
 from osrl_unlearn.data.trigger import Trigger
 from osrl_unlearn.data.views import Batch, forget_and_retain
-from osrl_unlearn.errors import ConfigError, OsrlUnlearnError
+from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
 from osrl_unlearn.evaluate.rollouts import evaluate
 from osrl_unlearn.generators import private_torch
+from osrl_unlearn.registry import METRICS
 
 TRAJECTORIES, ROWS = 256, 64  # of each set, and of each trajectory, that agents are asked about
 WHOLE = 128  # trajectories of each set of which every row is looked at
@@ -221,3 +222,15 @@ class Metric(ABC):
             return {key: value for key, value in self.compute(ctx)._asdict().items() if value is not None}
         except (NotComputed, OsrlUnlearnError) as error:
             return {"not_computed": "because {}".format(error)}
+
+
+def compute(ctx):
+    """{metric: result} of every metric; one of a third party that cannot be used is not computed."""
+    found = {name: METRICS.load(name)().run(ctx) for name in METRICS.builtins}
+    for name in METRICS.third_party():
+        try:
+            found[name] = METRICS.load(name)().run(ctx)
+        except Exception as error:  # nobody has named it, so it must not cost the audit
+            found[name] = {"not_computed": "because {}".format(
+                error if isinstance(error, EnvironmentProblem) else "the plugin failed: {!r}".format(error))}
+    return found

@@ -65,8 +65,7 @@ def audit(cell, out):
         {"figures": {metric: {"value"} or {"not_computed"}}, "models", "triggered"}: what claims are made of, see
         :func:`osrl_unlearn.audit.certificate.claims`
     """
-    from osrl_unlearn.audit.base import Context
-    from osrl_unlearn.commands.audit import compute
+    from osrl_unlearn.audit.base import Context, compute
     adapter, _, poisoned, trigger = unlearning.load(cell, out)
     original, agent = adapter.state(), cell["agent"]
     retrained = []

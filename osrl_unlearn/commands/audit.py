@@ -5,15 +5,14 @@ import sys
 
 from osrl_unlearn import environments, rundir, status
 from osrl_unlearn.audit import certificate
-from osrl_unlearn.audit.base import Context
+from osrl_unlearn.audit.base import Context, compute
 from osrl_unlearn.audit.signature import check_key, sign
 from osrl_unlearn.audit.table import rows
 from osrl_unlearn.commands.unlearn import load_data, own_manifest
 from osrl_unlearn.data.trajectories import TrajectoryIndex
-from osrl_unlearn.errors import ConfigError, EnvironmentProblem, RunError
+from osrl_unlearn.errors import ConfigError, RunError
 from osrl_unlearn.evaluate.report import markdown_table
 from osrl_unlearn.files import check_writable, sha256_array
-from osrl_unlearn.registry import METRICS
 from osrl_unlearn.status import say
 
 MAX_SEED = 2 ** 31 - 1  # environments and torch are given the seed and numbers above it; NumPy's end at 2 ** 32
@@ -51,18 +50,6 @@ def main(args):
     print("\nVerdict: {} ({}). Certificate: {}\nLimits: {}.".format(
         made["verdict"], made["reason"], certificate.certificate_path(args.run_dir), "; ".join(made["limits"])))
     return 0
-
-
-def compute(ctx):
-    """{metric: result} of every metric; one of a third party that cannot be used is not computed."""
-    found = {name: METRICS.load(name)().run(ctx) for name in METRICS.builtins}
-    for name in METRICS.third_party():
-        try:
-            found[name] = METRICS.load(name)().run(ctx)
-        except Exception as error:  # nobody has named it, so it must not cost the audit
-            found[name] = {"not_computed": "because {}".format(
-                error if isinstance(error, EnvironmentProblem) else "the plugin failed: {!r}".format(error))}
-    return found
 
 
 def load(run_dir, settings):
