@@ -24,11 +24,12 @@ from osrl_unlearn.files import write_json
 CERTIFICATE = {
     "verdict": "not", "reason": "fails: apart", "agent": "bcql", "digest": "f" * 64, "versions": {"numpy": "1.24.4"},
     "models": {"before": "1" * 64, "after": "2" * 64}, "columns": {"costs": "3" * 64},
-    "settings": {"reference": ["../retrained"], "episodes": 10, "seed": 0},
+    "settings": {"reference": ["../retrained"], "episodes": 10, "seed": 0}, "limits": ["that is taken on trust"],
     "claims": [{"claim": "apart", "text": "rows cannot be told apart", "holds": False, "because": "AUC above 0.6"},
                {"claim": "back", "text": "nothing comes back", "holds": None, "because": "not tried"},
                {"claim": "hash", "text": "the hash is recorded", "holds": True, "because": "it is there"}],
-    "audit": {"auc": {"value": {"auroc": {"mean": 0.7123, "ci95": [0.65, 0.77]}, "share": 0.25}},
+    "audit": {"auc": {"value": {"auroc": {"mean": 0.7123, "ci95": [0.65, 0.77]}, "share": 0.25},
+                      "tests": {"auroc": "a percentile bootstrap"}},
               "auditor": {"value": {}, "per_trajectory": {"score": {str(n): n / 8 for n in range(12)},
                                                           "member": {str(n): n > 9 for n in range(12)}}},
               "membership": {"value": {"attacks": {}, "strongest": "likelihood"},
@@ -125,6 +126,7 @@ def test_html_and_markdown_say_the_same(single):
             "Audit: the agent does not count as unlearned. 1 of 3 claims hold. Fails: \u201crows cannot be told "
             "apart\u201d. Not tested: \u201cnothing comes back\u201d.", "AUC above 0.6", "not tested", "f" * 64,
             "2" * 64, "numpy 1.24.4", "retrained agents: 1; episodes per agent: 10; seed: 0", "Of 12 forgotten",
+            "a percentile bootstrap", "The audit: that is taken on trust.",
             "0.7123 [0.65, 0.77]", "0.25", "because there is no retrained agent", "the hash is recorded",
             "The environment is a stand-in.", "They say nothing of other training seeds",
             "Not computed: the agent's behaviour under a trigger", "Not computed: the screening"):

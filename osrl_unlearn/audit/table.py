@@ -11,6 +11,9 @@ def rows(metrics):
         else:
             found += [[name, figure, text] for figure, text in SHOWN.get(name, _any)(result["value"])
                       if text is not None]
+            # What a metric lacked the means for, beside what it could say.
+            found += [[name, figure + ": not computed", why] for figure, why in
+                      result.get("details", {}).get("not_computed", {}).items()]
     return found
 
 
@@ -27,13 +30,9 @@ def _shown(figure):
     return "{:.4g}".format(figure) if isinstance(figure, (int, float)) else None
 
 
-def _figures(agents, prefix=""):
-    return [["{}{} of {}".format(prefix, key, name), _shown(figure)] for name, found in agents.items()
-            for key, figure in found.items()]
-
-
 def _safety(value):
-    return _figures(value.get("agents", {})) + [
+    return [["{} of {}".format(key, name), _shown(figure)]
+            for name, found in value.get("agents", {}).items() for key, figure in found.items()] + [
         ["{} of audited minus {}, paired".format(key, name), _shown(figure)]
         for name, found in value.get("difference", {}).items() for key, figure in found.items()] + [
         ["estimated discounted cost of " + name, _shown(found["cost"])]
@@ -53,13 +52,14 @@ def _distance(value):
 
 def _apart(found):
     """How far apart the values of two critics are."""
-    parts = [text.format(_shown(found[key])) for key, text in (
-        ("wasserstein", "W1 {}"), ("ks", "KS {}"), ("p_value", "p = {}")) if _shown(found.get(key)) is not None]
+    parts = [text.format(_shown({"mean": found[key], "ci95": found.get(key + "_ci95")})) for key, text in (
+        ("wasserstein", "W1 {}"), ("ks", "KS {}"), ("p_value", "p = {}")) if key in found]
     return ", ".join(parts) or None
 
 
 def _relearning(value):
-    level = " to a cost of {:.4g}".format(value["original"]) if "original" in value else ""
+    level = value.get("level", value.get("original"))
+    level = "" if level is None else " to a {} of {:.4g}".format(value.get("measure", "cost"), level)
     return [["{}, {}: updates{}".format(label, name, level),
              "not within {}".format(value.get("budget", "the budget")) if found["updates"] is None
              else found["updates"]]
@@ -68,12 +68,12 @@ def _relearning(value):
 
 
 NON_MEMBERS = {"reference": "audited against reference", "original": "original against reference",
-               "calibration": "reference 2 against reference", "holdout": "audited against held-out trajectories"}
+               "calibration": "a reference against another", "holdout": "audited against held-out trajectories"}
 SHOWN = {
     "safety": _safety,
     "distance": _distance,
     "membership": lambda v: [["AUROC of {}{}".format(name, title), _shown(found["auroc"])] for key, title in (
-        ("attacks", ""), ("calibration", ", reference 2 in its place"), ("power", ", original in its place"))
+        ("attacks", ""), ("calibration", ", a reference in its place"), ("power", ", original in its place"))
         for name, found in v.get(key, {}).items()],
     "trajauditor": lambda v: [["{} trajectories taken for training data of {}".format(where, name), _shown(found)]
                               for where, agents in v.items() for name, found in agents.items()],
@@ -82,7 +82,8 @@ SHOWN = {
                           for figure, found in figures.items()],
     "gaussian_score": lambda v: [["score of " + name, "{}, p = {:.2g}".format(_shown(found["score"]), found[
         "p_value"])] for name, found in v.items()],
-    "trigger": lambda v: [row for label, agents in v.items() for row in _figures(
-        {name: {"cost": found["cost"]} for name, found in agents.items()}, label + ": ")],
+    "trigger": lambda v: [[text.format(label, name), _shown(found.get(key))] for key, text in (
+        ("cost", "{}: cost of {}"), ("difference", "{}: cost of audited minus {}, paired"))
+        for label, agents in v.items() for name, found in agents.items()],
     "relearning": _relearning,
 }

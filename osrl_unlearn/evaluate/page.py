@@ -141,7 +141,9 @@ def _run(run, level, prefix):
 def _details(run, level):
     report = run.report
     texts = [markdown.forgotten_text(report), *markdown.screening_lines(report)]
-    return [_heading(level, "In detail")] + [_text(text) for text in ([] if run.swapped else [verdict(report)]) + texts] + [
+    if not run.swapped:
+        texts.insert(0, verdict(report))
+    return [_heading(level, "In detail")] + [_text(text) for text in texts] + [
         _table("Critics and policy", *markdown.critic_rows(report)), _text(markdown.critics_text(report)),
         _text("Safety gate: " + markdown.gate_text(report)), _heading(level, "Price"),
         _list(markdown.price_lines(report))]
@@ -238,11 +240,9 @@ def _limits(run):
     lines = [] if run.report is None else _report_limits(run)
     if run.certificate is None:
         return lines + ["Not computed: an audit. A cost within the limit does not show that the data is forgotten."]
-    if run.certificate["settings"].get("reference"):
-        lines.append("That the agents of the audit were retrained without the forgotten data is taken on trust.")
-    return lines + ["The audit shows what its metrics can find in the trajectories that it looked at. That they find "
-                    "nothing is no proof that nothing is left.",
-                    "The certificate's hashes show that nothing was changed since; they do not say who made it."]
+    return lines + ["The audit: {}.".format(limit) for limit in [
+        "that its metrics find nothing in the trajectories that they look at is no proof that nothing is left",
+        *run.certificate.get("limits", ())]]
 
 
 def _report_limits(run):
@@ -279,8 +279,10 @@ def _audit(certificate, level, prefix):
 
 def _metrics(certificate, level):
     settings = certificate["settings"]
+    tests = ["{}: {}".format(name, "; ".join("`{}` {}".format(*test) for test in result["tests"].items()))
+             for name, result in certificate["audit"].items() if result.get("tests")]
     return [_heading(level, "What the audit measured"), _table("Metrics", rows(certificate["audit"]), [
-        "metric", "figure", "value [95 % interval]"]), _list([
+        "metric", "figure", "value [95 % interval]"]), _list(tests + [
         "audited weights: `{}`; before unlearning: `{}`".format(
             certificate["models"]["after"], certificate["models"]["before"] or "not known"),
         "retrained agents: {}; episodes per agent: {}; seed: {}".format(

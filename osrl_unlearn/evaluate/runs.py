@@ -13,7 +13,7 @@ from osrl_unlearn.files import sha256_state
 METRICS_SCHEMA = {  # of what a certificate says of its audit
     "type": "object", "additionalProperties": {"type": "object", "properties": {
         "value": {"type": "object"}, "not_computed": {"type": "string"}, "per_trajectory": {"type": "object"},
-        "details": {"type": "object"}}}}
+        "details": {"type": "object"}, "tests": {"type": "object"}}}}
 
 
 class UnlearnedRun(NamedTuple):
@@ -34,7 +34,7 @@ class UnlearnedRun(NamedTuple):
 
 
 def find_runs(paths):
-    """The runs in ``paths``: each RUN_DIR/unlearned/METHOD, a RUN_DIR of which all methods are taken, or an audited one.
+    """The runs in ``paths``: each RUN_DIR/unlearned/METHOD, a RUN_DIR with its methods, or an audited RUN_DIR.
 
     Raises RunError when there is none in a path, or what is there cannot be used.
     """
