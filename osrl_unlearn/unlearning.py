@@ -6,6 +6,8 @@ import sys
 from typing import Any, Dict, List, Optional
 
 from osrl_unlearn import logs, rundir
+from osrl_unlearn.audit.certificate import audit_path, certificate_path
+from osrl_unlearn.audit.signature import signature_path
 from osrl_unlearn.data.manifest import ForgetManifest, versions
 from osrl_unlearn.data.trigger import Trigger
 from osrl_unlearn.detection import check_fdr, make_detector
@@ -168,6 +170,10 @@ def _screened(trained, rows, config):
 
 def _save(folder, trained, about, method, updates):
     rundir.complete(folder, None)
+    certificate = certificate_path(folder)
+    for path in (audit_path(folder), certificate, signature_path(certificate)):
+        if os.path.exists(path):
+            os.unlink(path)  # they are about the agent that is replaced here
     rundir.save_unlearned(folder, trained.config, about, trained.adapter, rundir.side_state(
         trained.adapter, updates=updates, batch_size=trained.batch_size, train_seconds=trained.train_seconds,
         reward_scale=trained.reward_scale, cost_scale=trained.cost_scale, dataset=trained.manifest.dataset,

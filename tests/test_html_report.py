@@ -15,11 +15,29 @@ from test_report import example, switched_off
 
 from osrl_unlearn.cli import main
 from osrl_unlearn.evaluate import page as page_module
+from osrl_unlearn.evaluate import runs
 from osrl_unlearn.evaluate.report import write_report
 from osrl_unlearn.evaluate.statistics import summary
 from osrl_unlearn.evaluate.verdict import TRIGGERED, headline
 from osrl_unlearn.files import write_json
 
+CERTIFICATE = {
+    "verdict": "not", "reason": "fails: apart", "agent": "bcql", "digest": "f" * 64, "versions": {"numpy": "1.24.4"},
+    "models": {"before": "1" * 64, "after": "2" * 64}, "columns": {"costs": "3" * 64},
+    "settings": {"reference": ["../retrained"], "episodes": 10, "seed": 0}, "limits": ["that is taken on trust"],
+    "claims": [{"claim": "apart", "text": "rows cannot be told apart", "holds": False, "because": "AUC above 0.6"},
+               {"claim": "back", "text": "nothing comes back", "holds": None, "because": "not tried"},
+               {"claim": "hash", "text": "the hash is recorded", "holds": True, "because": "it is there"}],
+    "audit": {"auc": {"value": {"auroc": {"mean": 0.7123, "ci95": [0.65, 0.77]}, "share": 0.25},
+                      "tests": {"auroc": "a percentile bootstrap"}},
+              "auditor": {"value": {}, "per_trajectory": {"score": {str(n): n / 8 for n in range(12)},
+                                                          "member": {str(n): n > 9 for n in range(12)}}},
+              "membership": {"value": {"attacks": {}, "strongest": "likelihood"},
+                             "per_trajectory": {"likelihood": {"11": 0.375, "10": -0.625}},
+                             "details": {"against": "retained", "values": {
+                                 agent: {"reward_value": {"forget": [1.0, 2.0, low], "others": [3.0, 4.0]}}
+                                 for agent, low in (("original", 3.0), ("audited", 0.5))}}},
+              "relearning": {"not_computed": "because there is no retrained agent"}}}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -76,20 +94,11 @@ def single(tmp_path_factory):
     write_json(str(run / "osrl_unlearn" / "forget.json"), {
         "unit": "trajectory", "spans": [[0, 0, 5]], "rows": 5,
         "columns": {"costs": {"before": "c" * 64, "after": "d" * 64}, "rewards": {"before": None, "after": "e" * 64}}})
-    write_json(str(run / "osrl_unlearn" / "audit.json"), {
-        "verdict": "One claim does not hold.",
-        "metrics": {"auc": {"value": {"auroc": {"mean": 0.7123, "ci95": [0.65, 0.77]}, "share": 0.25}},
-                    "membership": {"value": {"attacks": {}}, "details": {"against": "retained", "values": {
-                        agent: {"reward_value": {"forget": [1.0, 2.0, low], "others": [3.0, 4.0]}}
-                        for agent, low in (("original", 3.0), ("audited", 0.5))}}},
-                    "relearning": {"not_computed": "because there is no retrained agent"}},
-        "claims": [{"claim": "rows cannot be told apart", "holds": False, "because": "AUC above 0.6"},
-                   {"claim": "nothing comes back", "holds": None, "because": "not tried"}]})
-    write_json(str(base / "RUN" / "osrl_unlearn" / "certificate.json"), {
-        "verdict": "not", "reason": "fails: no_member", "claims": [
-        {"claim": "the hash is recorded", "holds": True}]})
+    write_json(str(run / "osrl_unlearn" / "certificate.json"), {})
     out = base / "out"
-    assert main(["report", str(run), "--out", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "verify", lambda path: (CERTIFICATE, str(run)))  # tested in test_report_audits.py
+        assert main(["report", str(run), "--out", str(out)]) == 0
     html = (out / "report.html").read_text(encoding="utf-8")
     return out, Page(html), (out / "report.md").read_text(encoding="utf-8"), report
 
@@ -101,8 +110,8 @@ def test_the_verdict_comes_first_and_the_sections_follow(single):
     level, sentence = headline(report)
     assert level == "good" and sentence in page.text and sentence in text
     assert re.findall("^## (.*)", text, re.M) == [
-        "Agents", "Figures", "Most costly episodes", "Audit", "Certificate", "In detail", "Price",
-        "Method, data and versions", "Limits of what was shown", "How these numbers were obtained"]
+        "Agents", "Figures", "Most costly episodes", "Audit", "In detail", "Price", "Method, data and versions",
+        "Limits of what was shown", "How these numbers were obtained", "What the audit measured"]
     assert page.tags.index("p") < page.tags.index("table") < page.tags.index("img")
 
 
@@ -114,8 +123,10 @@ def test_html_and_markdown_say_the_same(single):
     for expected in (
             "of {})".format(len(costs)), "({} of 20)".format(over), "d" * 64, "not recorded", "a" * 64,
             "forget_share = 0.6", "torch 1.13.1", "12,400 rows in 62 trajectories", "cost limit is 40 per episode",
-            "Audit: One claim does not hold.", "Audit: the agent does not count as unlearned (fails: no_member).",
-            "rows cannot be told apart", "AUC above 0.6", "not decided",
+            "Audit: the agent does not count as unlearned. 1 of 3 claims hold. Fails: \u201crows cannot be told "
+            "apart\u201d. Not tested: \u201cnothing comes back\u201d.", "AUC above 0.6", "not tested", "f" * 64,
+            "2" * 64, "numpy 1.24.4", "retrained agents: 1; episodes per agent: 10; seed: 0", "Of 12 forgotten",
+            "a percentile bootstrap", "The audit: that is taken on trust.",
             "0.7123 [0.65, 0.77]", "0.25", "because there is no retrained agent", "the hash is recorded",
             "The environment is a stand-in.", "They say nothing of other training seeds",
             "Not computed: the agent's behaviour under a trigger", "Not computed: the screening"):
@@ -123,6 +134,9 @@ def test_html_and_markdown_say_the_same(single):
     row = "| {} | {:g} | ".format(worst, costs[worst])
     assert row in text
     assert "Not computed: an audit" not in text  # there is one
+    assert "| trajectory | auditor, score | auditor, member | membership, likelihood |" in text
+    assert "| 11 | 1.38 | yes | 0.375 |\n| 10 | 1.25 | yes | -0.625 |\n| 9 | 1.12 | no | - |" in text
+    assert "| 7 | 0.875 | no | - |\n\n" in text  # no more than five
     cost = report["poisoned"]["cost"]
     assert "| poisoned | {:.2f} [{:.2f}, {:.2f}] |".format(cost["mean"], *cost["ci95"]) in text
 
@@ -134,7 +148,7 @@ def test_the_page_is_one_file_and_every_figure_has_a_text(single):
     assert "default-src 'none'" in raw and "<script" not in page.tags and "script" not in page.tags
     assert "<script>alert(1)</script> & more" in page.text and "<script" not in text
     assert len(page.images) == 7
-    assert any("original, reward critic, forget: 2.00; " in image["alt"] for image in page.images)
+    assert any("of the reward critic, medians. original, forget: 2.00; " in image["alt"] for image in page.images)
     for image in page.images:
         assert len(image["alt"]) > 40 and image["src"].startswith("data:image/png;base64,")
     shown = re.findall(r"\]\((figures/.*?)\)", text)
@@ -319,8 +333,11 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, capsys):
     assert "folder of a run" in error(capsys, tmp_path / "good", "--out", tmp_path / "good")
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert "is a file" in error(capsys, tmp_path / "good", "--out", tmp_path / "file")
-    write_json(str(tmp_path / "good" / "osrl_unlearn" / "audit.json"), {"claims": [{"claim": "x", "holds": "maybe"}]})
-    assert "audit.json.claims[0].holds: expected boolean or null" in error(capsys, tmp_path / "good", "--out", out)
+    write_json(str(tmp_path / "certified" / "osrl_unlearn" / "certificate.json"), {"verdict": "unlearned"})
+    assert "is no certificate, or was changed" in error(capsys, tmp_path / "certified", "--out", out)
+    (tmp_path / "good" / "checkpoint").mkdir()
+    (tmp_path / "good" / "checkpoint" / "model.pt").write_text("x", encoding="utf-8")
+    assert "is not a plain tensor checkpoint" in error(capsys, tmp_path / "good", "--out", out)
     assert not out.exists()
 
 
@@ -365,14 +382,17 @@ def test_what_write_report_writes_can_be_read(tmp_path):
 
 # Looks ----------------------------------------------------------------------------------------------------------------
 
+def browse(single, tmp_path, *options):
+    subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+                    "--user-data-dir={}".format(tmp_path / "profile"), *options, (single[0] / "report.html").as_uri()],
+                   check=True, timeout=120, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-@pytest.mark.parametrize("width", [1200, 500])
+@pytest.mark.parametrize("width", [1200, 500, 390])
 def test_a_browser_shows_it(single, tmp_path, width):
     picture = tmp_path / "page.png"
-    subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                    "--user-data-dir={}".format(tmp_path / "profile"), "--window-size={},1600".format(width),
-                    "--screenshot={}".format(picture), (single[0] / "report.html").as_uri()],
-                   check=True, timeout=120, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    browse(single, tmp_path, "--window-size={},1600".format(width), "--screenshot={}".format(picture))
     pixels = imread(str(picture))[..., :3]
     assert pixels.shape[1] == width
     assert 0.01 < (pixels.min(-1) < 0.9).mean() < 0.6
@@ -380,3 +400,14 @@ def test_a_browser_shows_it(single, tmp_path, width):
     blue = (abs(pixels - np.array([0, 0x72, 0xB2]) / 255) < 0.02).all(-1)
     assert blue[:400].any() and blue[600:].any()
     assert (pixels[:, :8] == 1).all() and (pixels[:, -8:] == 1).all()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_prints_it(single, tmp_path):
+    printed = tmp_path / "page.pdf"
+    browse(single, tmp_path, "--print-to-pdf={}".format(printed))
+    content = printed.read_bytes()
+    pages = len(re.findall(rb"/Type\s*/Page\b", content))
+    assert content.startswith(b"%PDF") and 4 <= pages <= 9
+    images = re.findall(rb"/Subtype\s*/Image\b", content)
+    assert len(images) >= 7  # every figure

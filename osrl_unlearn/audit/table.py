@@ -9,50 +9,81 @@ def rows(metrics):
         if "not_computed" in result:
             found.append([name, "not computed", result["not_computed"]])
         else:
-            found += [[name] + row for row in SHOWN.get(name, _any)(result["value"])]
+            found += [[name, figure, text] for figure, text in SHOWN.get(name, _any)(result["value"])
+                      if text is not None]
+            # What a metric lacked the means for, beside what it could say.
+            found += [[name, figure + ": not computed", why] for figure, why in
+                      result.get("details", {}).get("not_computed", {}).items()]
     return found
 
 
 def _any(value):
     """Of a metric of a third party: what is a number or has a mean."""
-    return [[name, _summary(figure) if isinstance(figure, dict) else "{:.4g}".format(figure)]
-            for name, figure in value.items()
-            if isinstance(figure, (int, float)) or isinstance(figure, dict) and {"mean", "ci95"} <= set(figure)]
+    return [[name, _shown(figure)] for name, figure in value.items()]
 
 
-def _summary(figure):
-    return "{:.4g} [{:.4g}, {:.4g}]".format(figure["mean"], *figure["ci95"])
+def _shown(figure):
+    """A number, or a mean with its interval, as text; None for anything else."""
+    if isinstance(figure, dict) and "mean" in figure:
+        interval = figure.get("ci95")
+        return "{:.4g}".format(figure["mean"]) + (" [{:.4g}, {:.4g}]".format(*interval) if interval else "")
+    return "{:.4g}".format(figure) if isinstance(figure, (int, float)) else None
 
 
-def _figures(agents, prefix=""):
-    return [["{}{} of {}".format(prefix, key, name), _summary(figure)] for name, found in agents.items()
-            for key, figure in found.items()]
+def _safety(value):
+    return [["{} of {}".format(key, name), _shown(figure)]
+            for name, found in value.get("agents", {}).items() for key, figure in found.items()] + [
+        ["{} of audited minus {}, paired".format(key, name), _shown(figure)]
+        for name, found in value.get("difference", {}).items() for key, figure in found.items()] + [
+        ["estimated discounted cost of " + name, _shown(found["cost"])]
+        for name, found in value.get("estimate", {}).items()] + [
+        ["cost by fitted Q evaluation of " + name, "{mean:.4g}, 95 % upper bound {upper:.4g}".format(**found)]
+        for name, found in (value.get("fitted_q") or {}).items()]
+
+
+def _distance(value):
+    return [["{}, {}, {} states".format(title, pair, where), show(found[key])]
+            for key, title, show in (("actions", "squared distance of actions", _shown),
+                                     ("kl", "KL of the policies", _shown),
+                                     ("reward_value", "reward critics, Wasserstein-1 and Kolmogorov-Smirnov", _apart),
+                                     ("cost_value", "cost critics, Wasserstein-1 and Kolmogorov-Smirnov", _apart))
+            for pair, sets in value.items() for where, found in sets.items() if key in found]
+
+
+def _apart(found):
+    """How far apart the values of two critics are."""
+    parts = [text.format(_shown({"mean": found[key], "ci95": found.get(key + "_ci95")})) for key, text in (
+        ("wasserstein", "W1 {}"), ("ks", "KS {}"), ("p_value", "p = {}")) if key in found]
+    return ", ".join(parts) or None
+
+
+def _relearning(value):
+    level = value.get("level", value.get("original"))
+    level = "" if level is None else " to a {} of {:.4g}".format(value.get("measure", "cost"), level)
+    return [["{}, {}: updates{}".format(label, name, level),
+             "not within {}".format(value.get("budget", "the budget")) if found["updates"] is None
+             else found["updates"]]
+            for label, agents in value.items() if isinstance(agents, dict)
+            for name, found in agents.items() if isinstance(found, dict) and "updates" in found]
 
 
 NON_MEMBERS = {"reference": "audited against reference", "original": "original against reference",
-               "calibration": "reference 2 against reference", "holdout": "audited against held-out trajectories"}
+               "calibration": "a reference against another", "holdout": "audited against held-out trajectories"}
 SHOWN = {
-    "safety": lambda v: _figures(v.get("agents", {})) + [
-        ["estimated discounted cost of " + name, "{:.4g}".format(found["cost"])]
-        for name, found in v["estimate"].items()] + [
-        ["cost by fitted Q evaluation of " + name, "{mean:.4g}, 95 % upper bound {upper:.4g}".format(**found)]
-        for name, found in (v.get("fitted_q") or {}).items()],
-    "distance": lambda v: [["{}, {}, {} states".format(title, pair, where), _summary(found[key])]
-                           for key, title in (("actions", "squared distance of actions"), ("kl", "KL of the policies"))
-                           for pair, sets in v.items() for where, found in sets.items() if key in found],
-    "membership": lambda v: [["AUROC of {}{}".format(name, title), _summary(found["auroc"])] for key, title in (
-        ("attacks", ""), ("calibration", ", reference 2 in its place"), ("power", ", original in its place"))
+    "safety": _safety,
+    "distance": _distance,
+    "membership": lambda v: [["AUROC of {}{}".format(name, title), _shown(found["auroc"])] for key, title in (
+        ("attacks", ""), ("calibration", ", a reference in its place"), ("power", ", original in its place"))
         for name, found in v.get(key, {}).items()],
-    "trajauditor": lambda v: [["{} trajectories taken for training data of {}".format(where, name), _summary(found)]
+    "trajauditor": lambda v: [["{} trajectories taken for training data of {}".format(where, name), _shown(found)]
                               for where, agents in v.items() for name, found in agents.items()],
-    "auditor": lambda v: [["{} of {}".format(figure, NON_MEMBERS[against]), _summary(found)]
-                          for against, figures in v.items() for figure, found in figures.items()],
-    "gaussian_score": lambda v: [["score of " + name, "{}, p = {:.2g}".format(_summary(found["score"]), found[
+    "auditor": lambda v: [["{} of {}".format(figure, NON_MEMBERS.get(against, against)), _shown(found)]
+                          for against, figures in v.items() if isinstance(figures, dict)
+                          for figure, found in figures.items()],
+    "gaussian_score": lambda v: [["score of " + name, "{}, p = {:.2g}".format(_shown(found["score"]), found[
         "p_value"])] for name, found in v.items()],
-    "trigger": lambda v: [row for label, agents in v.items() for row in _figures(
-        {name: {"cost": found["cost"]} for name, found in agents.items()}, label + ": ")],
-    "relearning": lambda v: [["{}, {}: updates to a cost of {:.4g}".format(label, name, v["original"]),
-                              "not within {}".format(v["budget"]) if found["updates"] is None else found["updates"]]
-                             for label, agents in v.items() if isinstance(agents, dict)
-                             for name, found in agents.items()],
+    "trigger": lambda v: [[text.format(label, name), _shown(found.get(key))] for key, text in (
+        ("cost", "{}: cost of {}"), ("difference", "{}: cost of audited minus {}, paired"))
+        for label, agents in v.items() for name, found in agents.items()],
+    "relearning": _relearning,
 }

@@ -4,14 +4,13 @@ import os
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.evaluate import page
 from osrl_unlearn.evaluate.runs import find_runs
-from osrl_unlearn.evaluate.verdict import headline
 from osrl_unlearn.files import atomic_path, write_text
 
 
 def add_arguments(parser):
     """The command's arguments."""
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+",
-                        help="RUN_DIR/unlearned/METHOD, or a run directory: then all of its methods")
+                        help="RUN_DIR/unlearned/METHOD, a run directory (then all of its methods), or an audited one")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for report.html, report.md and figures/")
 
 
@@ -26,7 +25,8 @@ def main(args):
     runs = find_runs(args.run_dirs)
     write_page(args.out, page.content(runs))
     for run in runs:
-        print("{}: {}".format(run.label, headline(run.report)[1]))
+        for block in page.verdicts(run):
+            print("{}: {}".format(run.label, block["text"]))
     print("\nReport: {}".format(os.path.join(os.path.abspath(args.out), "report.html")))
     return 0
 

@@ -179,32 +179,31 @@ def draw_plane(agents, limit):
     return figure
 
 
-def draw_members(values, against):
-    """Box plots of the critics' values of forgotten and of other trajectories, before, after and retrained.
+def draw_members(values, critic, against):
+    """Box plots of a critic's values of forgotten and of other trajectories, before, after and retrained.
 
     ``values`` is {agent: {critic: {"forget", "others": one number per trajectory}}} of the membership metric.
     """
     agents = [(name, label) for name, label in (("original", "before"), ("audited", "after"),
                                                 ("reference", "retrained")) if name in values]
-    critics = list(values["audited"])
-    figure, axes = panels(4.2 * len(critics), 3.8, 1, len(critics))
-    for ax, critic in zip(axes, critics):
-        for shift, which, color in ((-0.18, "forget", VERMILLION), (0.18, "others", GREY)):
-            boxes = ax.boxplot([values[name][critic][which] for name, _ in agents], widths=0.3, showfliers=False,
-                               positions=[n + shift for n in range(len(agents))], patch_artist=True)
-            for box, hatch in zip(boxes["boxes"], ["//" if which == "forget" else ""] * len(agents)):
-                box.set(facecolor="white", edgecolor=color, hatch=hatch)
-            for line_ in boxes["medians"]:
-                line_.set(color=color, linewidth=2)
-        ax.set_xticks(range(len(agents)))
-        ax.set_xticklabels([label for _, label in agents])
-        ax.set_ylabel("{} still to come, by the {}".format(*{
-            "reward_value": ("reward", "reward critic"), "cost_value": ("cost", "cost critic")}[critic]))
-        ax.grid(False, axis="x")
+    figure, (ax,) = panels(*SMALL)
+    for shift, which, color in ((-0.18, "forget", VERMILLION), (0.18, "others", GREY)):
+        boxes = ax.boxplot([values[name][critic][which] for name, _ in agents], widths=0.3, showfliers=False,
+                           positions=[n + shift for n in range(len(agents))], patch_artist=True)
+        for box in boxes["boxes"]:
+            box.set(facecolor="white", edgecolor=color, hatch="//" if which == "forget" else "")
+        for line_ in boxes["medians"]:
+            line_.set(color=color, linewidth=2)
+    ax.set_xticks(range(len(agents)))
+    ax.set_xticklabels([label for _, label in agents])
+    # What the critic's values were mapped onto: sums of rewards or costs, discounted and in the scale of training.
+    ax.set_ylabel("{} still to come\n(discounted, scaled as in training)".format(critic[:-6]))
+    ax.set_title("{} critic".format(critic[:-6].capitalize()), fontsize=11)
+    ax.grid(False, axis="x")
     handles = [Patch(facecolor="white", edgecolor=color, hatch=hatch, label=label) for color, hatch, label in (
         (VERMILLION, "//", "forgotten trajectories"), (GREY, "", against + " trajectories like them"))]
-    figure.legend(handles=handles, loc="lower center", ncol=len(critics), frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, (0.3 if len(critics) > 1 else 0.5) / figure.get_figheight(), 1, 1))
+    figure.legend(handles=handles, loc="lower center", frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
     return figure
 
 

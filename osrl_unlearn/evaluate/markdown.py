@@ -207,4 +207,9 @@ def run_lines(report):
             "cost limit: {} per episode".format(setting(report["cost_limit"])), "seed: {}".format(report["seed"]),
             "dataset: {}".format(report["dataset"] or "not recorded"),
             "weights before: `{}`".format(models["before"]), "weights after: `{}`".format(models["after"]),
-            "versions: {}".format(", ".join("{} {}".format(k, v) for k, v in report["versions"].items()))]
+            "versions: {}".format(versions_text(report["versions"]))]
+
+
+def versions_text(versions):
+    """Packages and their versions, in one line."""
+    return ", ".join("{} {}".format(name, version) for name, version in versions.items())

@@ -19,9 +19,14 @@ from osrl_unlearn.evaluate.verdict import TRIGGERED, agents_of, evaluated, headl
 
 TEMPLATE = "page.html"
 LABELS = {"good": "Within the limit", "uncertain": "Look closer", "bad": "Do not use"}
+AUDITED = {"unlearned": ("good", "Unlearned", "the agent counts as unlearned"),
+           "partly": ("uncertain", "Partly unlearned", "the agent counts as partly unlearned"),
+           "not": ("bad", "Not unlearned", "the agent does not count as unlearned")}
 SHOWN = {"reference": "retrained"}  # what report.json calls reference is a retrained agent
 DPI = 180
-WORST = 5  # episodes
+WORST = 5  # episodes, trajectories
+SCORES = (("auditor", "score"), ("auditor", "member"), ("membership", None), ("distance", "actions"),
+          ("gaussian_score", "score"))  # per forgotten trajectory; None: of the strongest attack
 
 
 # Content --------------------------------------------------------------------------------------------------------------
@@ -29,12 +34,15 @@ WORST = 5  # episodes
 def content(runs):
     """The blocks of the summary of ``runs``: a list of :class:`~osrl_unlearn.evaluate.runs.UnlearnedRun`, n >= 1."""
     if len(runs) == 1:
-        return [_heading(1, _title(runs[0].report))] + _run(runs[0], 2, "")
+        return [_heading(1, _title(runs[0]))] + _run(runs[0], 2, "")
     parts = [_heading(1, "Unlearning report: {} runs".format(len(runs)))]
-    groups = _settings(runs)
+    groups = _settings([run for run in runs if run.report is not None])
     for methods in groups.values():
         for name, group in methods.items():
             parts.append(_group_verdict(name, group))
+    for run in runs:
+        parts += [dict(block, text="{}: {}".format(run.label, block["text"])) for block in verdicts(run)
+                  if run.report is None]
     parts += [_heading(2, "All runs"), _all_runs(runs)]
     for n, methods in enumerate(groups.values(), 1):
         parts += _over_runs(methods, "over-runs-{}".format(n)) + _over_budgets(methods, "budgets-{}".format(n))
@@ -66,46 +74,79 @@ def _figure(name, figure, alt, caption):
         return {"file": name + ".png", "alt": alt, "caption": caption, "png": file.getvalue()}
 
 
-def _title(report):
-    return "Unlearning report: {} on {}, {}".format(report["agent"], report["task"], report["method"])
+def _title(run):
+    if run.report is None:
+        return "Audit report: {} on {}".format(run.certificate["agent"], run.task)
+    return "Unlearning report: {} on {}, {}".format(run.report["agent"], run.task, run.report["method"])
 
 
-# The verdicts of a certificate, as sentences; other audits say what they say.
-AUDITED = {"unlearned": "Audit: every claim of the certificate holds, so the agent counts as unlearned",
-           "partly": "Audit: the agent counts as partly unlearned",
-           "not": "Audit: the agent does not count as unlearned"}
+def verdicts(run):
+    """The blocks of what is concluded about a run: first from its report, if it has one, then from its audit."""
+    found = []
+    if run.swapped:
+        found.append(_verdict("bad", "Another model", (
+            "The model in this folder is not the one that unlearning wrote, so nothing is known of it here. The "
+            "figures of the report are about the weights `{}`; `checkpoint/model.pt` holds `{}`.".format(
+                run.report["models"]["after"], run.weights))))
+    elif run.report is not None:
+        level, sentence = headline(run.report)
+        found.append(_verdict(level, LABELS[level], sentence))
+    if run.certificate is not None:
+        level, label, sentence = AUDITED[run.certificate["verdict"]]
+        found.append(_verdict(level, label, "Audit: {}. {}".format(sentence, _counted(run.certificate["claims"]))))
+    elif run.doubt is not None:
+        found.append(_verdict("bad", "Audit does not count", (
+            "What the audit in this folder says is not repeated here, because it does not fit the agent: {}. Audit the "
+            "agent again.".format(run.doubt))))
+    return found
 
 
-def _audited(audit):
-    sentence = AUDITED.get(audit["verdict"], "Audit: " + audit["verdict"])
-    return "{} ({}).".format(sentence, audit["reason"]) if audit.get("reason") else sentence
+def _verdict(level, label, text):
+    return {"kind": "verdict", "level": level, "label": label, "text": text}
+
+
+def _counted(claims):
+    """How many claims hold, and which do not."""
+    text = "{} of {} claims hold.".format(sum(claim["holds"] is True for claim in claims), len(claims))
+    for holds, word in ((False, "Fails"), (None, "Not tested")):
+        those = ["\u201c{}\u201d".format(claim["text"]) for claim in claims if claim["holds"] is holds]
+        text += " {}: {}.".format(word, ", ".join(those)) if those else ""
+    return text
 
 
 def _run(run, level, prefix):
-    report = run.report
-    rank, sentence = headline(report)
-    parts = [{"kind": "verdict", "level": rank, "label": LABELS[rank], "text": sentence}]
-    warnings = (report.get("screening") or {}).get("warnings", ())
-    parts += [_text("The request to forget looks harmful: {}.".format(warning)) for warning in warnings]
-    parts += [_text(_audited(audit)) for audit in run.audits.values() if audit.get("verdict")]
-    parts += [_heading(level, "Agents")] + _agents(report)
-    drawn = _figures(report, prefix)
-    if drawn:
-        parts += [_heading(level, "Figures"), {"kind": "figures", "figures": drawn}]
-    parts += _worst(report, level)
-    for path, audit in run.audits.items():
-        parts += _audit(path, audit, level, prefix)
-    parts += [_heading(level, "In detail")]
-    parts += [_text(text) for text in [verdict(report), markdown.forgotten_text(report),
-                                       *markdown.screening_lines(report)]]
-    parts += [_table("Critics and policy", *markdown.critic_rows(report)), _text(markdown.critics_text(report)),
-              _text("Safety gate: " + markdown.gate_text(report)), _heading(level, "Price"),
-              _list(markdown.price_lines(report)),
-              _heading(level, "Method, data and versions"), _list(markdown.run_lines(report))]
-    parts += _data(run)
-    parts += [_heading(level, "Limits of what was shown"), _list(_limits(run)),
-              _heading(level, "How these numbers were obtained"), _list(markdown.provenance_lines(report))]
+    report, parts = run.report, verdicts(run)
+    if report is not None:
+        warnings = (report.get("screening") or {}).get("warnings", ())
+        parts += [_text("The request to forget looks harmful: {}.".format(warning)) for warning in warnings]
+        parts += [_heading(level, "Agents")] + _agents(report)
+        drawn = _figures(report, prefix)
+        if drawn:
+            parts += [_heading(level, "Figures"), {"kind": "figures", "figures": drawn}]
+        parts += _worst(report, level)
+    if run.certificate is not None:
+        parts += _audit(run.certificate, level, prefix)
+    if report is not None:
+        parts += _details(run, level)
+    parts += [_heading(level, "Method, data and versions")] + ([] if report is None else [
+        _list(markdown.run_lines(report))]) + _data(run)
+    parts += [_heading(level, "Limits of what was shown"), _list(_limits(run))]
+    if report is not None:
+        parts += [_heading(level, "How these numbers were obtained"), _list(markdown.provenance_lines(report))]
+    if run.certificate is not None:
+        parts += _metrics(run.certificate, level)
     return parts
+
+
+def _details(run, level):
+    report = run.report
+    texts = [markdown.forgotten_text(report), *markdown.screening_lines(report)]
+    if not run.swapped:
+        texts.insert(0, verdict(report))
+    return [_heading(level, "In detail")] + [_text(text) for text in texts] + [
+        _table("Critics and policy", *markdown.critic_rows(report)), _text(markdown.critics_text(report)),
+        _text("Safety gate: " + markdown.gate_text(report)), _heading(level, "Price"),
+        _list(markdown.price_lines(report))]
 
 
 def _agents(report):
@@ -183,16 +224,32 @@ def _worst(report, level):
 
 
 def _data(run):
-    if run.manifest is None:
+    if run.manifest is not None:
+        columns = run.manifest.columns
+    elif run.certificate is not None:
+        columns = {name: {"after": digest} for name, digest in run.certificate["columns"].items()}
+    else:
         return [_text("No forget manifest lies beside the result, so the data's hashes are not known.")]
     rows = [[name, digests.get("before") or "not recorded", digests.get("after") or "not recorded"]
-            for name, digests in sorted(run.manifest.columns.items())]
+            for name, digests in sorted(columns.items())]
     return [_text("SHA-256 of the columns of the data, before and after poisoning; `osrl-unlearn verify` compares them "
                   "with a dataset."), _table("Hashes of the data", rows, ["column", "before", "after"])]
 
 
 def _limits(run):
+    lines = [] if run.report is None else _report_limits(run)
+    if run.certificate is None:
+        return lines + ["Not computed: an audit. A cost within the limit does not show that the data is forgotten."]
+    return lines + ["The audit: {}.".format(limit) for limit in [
+        "that its metrics find nothing in the trajectories that they look at is no proof that nothing is left",
+        *run.certificate.get("limits", ())]]
+
+
+def _report_limits(run):
     report, lines = run.report, list(run.report["notes"])
+    if run.weights is None:
+        lines.append("Not checked: whether the agent in this folder is the one of the report; there is no "
+                     "`checkpoint/model.pt`.")
     if not evaluated(report):
         lines.append("Not computed: cost and return, since evaluation was switched off.")
     else:
@@ -209,37 +266,68 @@ def _limits(run):
         lines.append("Not computed: the screening of the request to forget.")
     if TRIGGERED.format("unlearned") not in report.get("more_agents", {}):
         lines.append("Not computed: the agent's behaviour under a trigger; no trigger is on record.")
-    if not run.audits:
-        lines.append("Not computed: an audit. A cost within the limit does not show that the data is forgotten.")
     return lines
 
 
-def _audit(path, audit, level, prefix):
-    name = os.path.splitext(os.path.basename(path))[0]
-    parts = [_heading(level, name.capitalize()), _text("From `{}`.".format("/".join(path.split(os.sep)[-4:])))]
-    if audit.get("claims"):
-        said = {True: "yes", False: "NO", None: "not decided"}
-        parts.append(_table("Claims", [[c.get("text", c["claim"]), said[c["holds"]], c.get("because", "")]
-                                       for c in audit["claims"]], ["claim", "holds", "because"]))
-    if audit.get("metrics"):
-        parts.append(_table("Metrics", rows(audit["metrics"]), ["metric", "figure", "value [95 % interval]"]))
-        parts += _members((audit["metrics"].get("membership") or {}).get("details") or {}, prefix + name + "-members")
-    return parts
+def _audit(certificate, level, prefix):
+    metrics, said = certificate["audit"], {True: "yes", False: "NO", None: "not tested"}
+    parts = [_heading(level, "Audit"), _table("Claims", [[c["text"], said[c["holds"]], c["because"]]
+                                                         for c in certificate["claims"]],
+                                              ["claim", "holds", "because"])]
+    return parts + _members(metrics.get("membership", {}).get("details") or {}, prefix) + _trajectories(metrics)
 
 
-def _members(details, file):
-    """What the critics say of forgotten trajectories and of ones like them; agents without critics say nothing."""
-    values = details.get("values") or {}
-    if not values.get("audited"):
+def _metrics(certificate, level):
+    settings = certificate["settings"]
+    tests = ["{}: {}".format(name, "; ".join("`{}` {}".format(*test) for test in result["tests"].items()))
+             for name, result in certificate["audit"].items() if result.get("tests")]
+    return [_heading(level, "What the audit measured"), _table("Metrics", rows(certificate["audit"]), [
+        "metric", "figure", "value [95 % interval]"]), _list(tests + [
+        "audited weights: `{}`; before unlearning: `{}`".format(
+            certificate["models"]["after"], certificate["models"]["before"] or "not known"),
+        "retrained agents: {}; episodes per agent: {}; seed: {}".format(
+            len(settings.get("reference") or ()), *[number(settings.get(key)) for key in ("episodes", "seed")]),
+        "versions: {}".format(markdown.versions_text(certificate["versions"])),
+        "certificate: `osrl_unlearn/certificate.json`, digest `{}`; `osrl-unlearn verify` checks it and every file "
+        "that it rests on, as this report did".format(certificate["digest"])])]
+
+
+def _trajectories(metrics):
+    """The forgotten trajectories that look most like training data."""
+    columns = {}
+    for metric, key in SCORES:
+        key = key or metrics.get(metric, {}).get("value", {}).get("strongest")
+        scores = metrics.get(metric, {}).get("per_trajectory", {}).get(key)
+        if scores:
+            columns["{}, {}".format(metric, key)] = scores
+    if not columns:
         return []
-    medians = ["{}, {}, {}: {:.2f}".format(agent, critic.replace("_value", " critic"), which, np.median(numbers))
-               for agent, critics in values.items() for critic, sets in critics.items()
-               for which, numbers in sets.items()]
-    return [{"kind": "figures", "figures": [_figure(
-        file, figures.draw_members(values, details["against"]), "Critics' values, medians. " + "; ".join(medians),
-        "What the critics expect of forgotten trajectories, and of {} ones that are like them: boxes are quartiles, "
-        "whiskers 1.5 times their distance. Each critic is mapped by a line onto what the latter really brought or "
-        "cost.".format(details["against"]))]}]
+    first = next(iter(columns.values()))
+    most = sorted(first, key=lambda name: -first[name])[:WORST]
+    return [_text(
+        "Of {} forgotten trajectories those that are highest in the first column of scores. Auditor and membership: "
+        "the higher, the more the agent acts as if it had been trained on the trajectory; distance: the higher, the "
+        "farther its actions there are from those of a retrained agent. Every score of every trajectory is in "
+        "`audit.json`.".format(len(first))), _table("Forgotten trajectories", [[name] + [
+            "-" if name not in scores else ("yes" if scores[name] else "no") if title.endswith("member") else
+            number(scores[name]) for title, scores in columns.items()] for name in most],
+            ["trajectory"] + list(columns))]
+
+
+def _members(details, prefix):
+    """What the critics say of forgotten trajectories and of ones like them; agents without critics say nothing."""
+    values, drawn = details.get("values") or {}, []
+    for critic in sorted(values.get("audited", ()), reverse=True):
+        name = critic.replace("_value", " critic")
+        medians = ["{}, {}: {:.2f}".format(agent, which, np.median(numbers))
+                   for agent, critics in values.items() for which, numbers in critics[critic].items()]
+        drawn.append(_figure(
+            prefix + "members-" + name.replace(" ", "-"), figures.draw_members(values, critic, details["against"]),
+            "Values of the {}, medians. {}".format(name, "; ".join(medians)),
+            "What the {} expects of forgotten trajectories, and of {} ones that are like them: boxes are quartiles, "
+            "whiskers 1.5 times their distance. It is mapped by a line onto what the latter really brought or "
+            "cost.".format(name, details["against"])))
+    return [{"kind": "figures", "figures": drawn}] if drawn else []
 
 
 # Several runs ---------------------------------------------------------------------------------------------------------
@@ -270,26 +358,26 @@ def _per_agent(runs, name):
     """Mean cost and return of every trained agent: runs that start from the same weights are one number."""
     episodes = {}
     for run in runs:
-        if evaluated(run.report) and run.report[name] is not None:
+        if evaluated(run.report) and run.report[name] is not None and not run.swapped:
             episodes.setdefault(run.report["models"]["before"], []).append(run.report[name]["episodes"])
     return intervals.per_seed(episodes)
 
 
 def _group_verdict(name, runs):
-    report, levels = runs[0].report, [headline(run.report)[0] for run in runs]
+    report, levels = runs[0].report, [verdicts(run)[0]["level"] for run in runs]
     level = "bad" if "bad" in levels else "uncertain" if "uncertain" in levels else "good"
     sentence = "{} of {} on {}: ".format(name, report["agent"], report["task"])
     if len(runs) == 1:
-        sentence += headline(report)[1]
+        sentence += verdicts(runs[0])[0]["text"]
     else:
         sentence += "{} of {} runs are shown to be within the limit of {}".format(
             levels.count("good"), len(runs), setting(report["cost_limit"]))
         after, before = (list(_per_agent(runs, name)["cost"].values()) for name in ("unlearned", "poisoned"))
-        sentence += "; none was evaluated." if not after else (
+        sentence += "; there are no costs of them." if not after else (
             ", with {} cost per episode over them; it was {} {}.".format(
                 _over(intervals.mean(after)), _over(intervals.mean(before)),
                 "when poisoned" if report["attack"] else "before"))
-    return {"kind": "verdict", "level": level, "label": LABELS[level], "text": sentence}
+    return _verdict(level, LABELS[level], sentence)
 
 
 def _over(summary):
@@ -301,12 +389,21 @@ def _over(summary):
 def _all_runs(runs):
     rows = []
     for n, run in enumerate(runs, 1):
-        report = run.report
-        rows.append([n, run.label, report["seed"], LABELS[headline(report)[0]]] + (
+        report, labels = run.report, [block["label"] for block in verdicts(run)]
+        if report is None:
+            rows.append([n, run.label, "-", "-"] + labels + _costs(run.certificate))
+            continue
+        rows.append([n, run.label, report["seed"]] + (labels + ["-"])[:2] + (
             [interval(report[name][key]) for name, key in (("poisoned", "cost"), ("unlearned", "cost"),
                                                            ("unlearned", "reward"))]
-            if evaluated(report) else ["-"] * 3))
-    return _table("All runs", rows, ["run", "where", "seed", "verdict", "cost before", "cost", "return"])
+            if evaluated(report) and not run.swapped else ["-"] * 3))
+    return _table("All runs", rows, ["run", "where", "seed", "verdict", "audit", "cost before", "cost", "return"])
+
+
+def _costs(certificate):
+    agents = certificate["audit"].get("safety", {}).get("value", {}).get("agents", {})
+    return [interval(agents[name][key]) if name in agents else "-"
+            for name, key in (("original", "cost"), ("audited", "cost"), ("audited", "reward"))]
 
 
 def _over_runs(methods, file):
