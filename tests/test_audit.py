@@ -19,6 +19,7 @@ from osrl_unlearn.audit.auditor import matched
 from osrl_unlearn.audit.base import Context, Set
 from osrl_unlearn.audit.gaussian_score import recorded_noise
 from osrl_unlearn.audit.membership import auroc, separation, true_positives
+from osrl_unlearn.audit.relearning import Relearning
 from osrl_unlearn.audit.trajauditor import remoteness, value_sums
 from osrl_unlearn.audit.trigger import variants
 from osrl_unlearn.bench import audit as known
@@ -151,13 +152,20 @@ def test_what_is_missing_is_said_and_never_raised(agents, bad):
 
 
 def test_an_agent_is_at_no_distance_from_itself(agents, bad):
-    found = run("distance", context(agents[1], bad, references=[agents[1], agents[2]]))["value"]
+    result = run("distance", context(agents[1], bad, references=[agents[1], agents[2]]))
+    found = result["value"]
     for where in found["audited - reference"].values():
-        assert where["actions"]["mean"] == 0 and where["cost_value"] == {"wasserstein": 0, "ks": 0, "p_value": 1}
+        assert where["actions"]["mean"] == 0 and where["cost_value"] == {
+            "wasserstein": 0, "wasserstein_ci95": [0, 0], "ks": 0, "p_value": 1}
     assert found["audited - reference 2"] == found["reference - reference 2"]
     assert found["reference - reference 2"]["forget"]["actions"]["mean"] > 0
     assert found["audited - reference"]["forget"]["kl"]["mean"] == 0 < found["reference - reference 2"]["forget"]["kl"][
         "mean"]
+    # Each of the forgotten trajectories, against both references.
+    own, pair = result["per_trajectory"], found["audited - reference 2"]["forget"]
+    assert set(own) == {"actions", "kl", "reward_value", "cost_value"}
+    for key in ("actions", "kl"):
+        assert np.mean(list(own[key].values())) == pytest.approx(pair[key]["mean"] / 2)
 
 
 @pytest.mark.parametrize("cost, low, high", [(0.0, 0.0, 0.5), (1.0, 14.5, 17.0)])
@@ -322,14 +330,35 @@ def test_only_an_agent_that_saw_the_noise_remembers_it():
     assert set(found["per_trajectory"]["score"]) == {str(span[0]) for span in noisy.manifest.spans}
 
 
-def test_relearning_leaves_the_agents_as_they_were(agents, bad):
+def test_relearning_leaves_the_agents_as_they_were(agents, bad, monkeypatch):
     poisoned, retrained = agents[:2]
     before = copy.deepcopy(retrained.model.state_dict())
-    found = run("relearning", context(retrained, bad, poisoned, [agents[2]]))["value"]
-    assert found["budget"] == 4 and len(found["retain set"]["audited"]["costs"]) in range(1, 6)
+    ctx = context(retrained, bad, poisoned, [agents[2]])
+    costs = {poisoned: 9.0, retrained: 1.0, agents[2]: 3.0}  # whatever they are trained on
+    monkeypatch.setattr(Relearning, "_look", staticmethod(lambda ctx: (
+        lambda adapter: {"cost": [costs[adapter]]}, {name: {"cost": [costs[a]]} for name, a in ctx.agents.items()})))
+    found = run("relearning", ctx)["value"]
+    assert (found["measure"], found["original"], found["level"], found["budget"]) == ("cost", 9, 6, 2)
+    assert set(found) - {"measure", "original", "level", "budget"} == {"retain set", *(
+        share + " of the forget set" for share in ("1%", "5%", "10%"))}
+    assert found["5% of the forget set"]["audited"] == {"at": [0, 1, 2], "cost": [[1.0]] * 3, "updates": None}
     assert all(torch.equal(tensor, before[name]) for name, tensor in retrained.model.state_dict().items())
-    same = run("relearning", context(poisoned, bad, poisoned))["value"]
-    assert same["retain set"]["audited"]["updates"] == 0  # it costs as much as the original from the start
+    costs[retrained] = 6.5
+    found = run("relearning", ctx)["value"]["retain set"]
+    assert found["audited"]["updates"] == 0 and found["reference"]["updates"] is None
+    costs[agents[2]] = 9.0
+    assert "no poisoned behaviour to bring back" in run("relearning", ctx)["not_computed"]
+    assert "than the audited one" in run("relearning", context(poisoned, bad, poisoned))["not_computed"]
+
+
+def test_half_of_what_is_relearned_is_of_the_forget_set(agents, bad):
+    ctx = context(agents[1], bad, agents[0])
+    views = Relearning._views(ctx, ctx.store)
+    forget = set(bad.manifest.row_numbers(bad.data).tolist())
+    first, second = views["10% of the forget set"]()
+    assert set(first.rows.tolist()) < forget and not set(second.rows.tolist()) & forget
+    assert len(np.unique(bad.ids[first.rows.numpy()])) == 4  # of 36 trajectories
+    assert [len(view.rows) for view in views["retain set"]()] == [len(second.rows)]
 
 
 def test_verdicts():
@@ -376,8 +405,9 @@ def test_an_audit_from_the_command_line(audited, capsys):
         assert json.load(file)["metrics"] == made["audit"]
     assert set(made["audit"]) == set(METRICS.builtins)
     absent = {name: found["not_computed"] for name, found in made["audit"].items() if "not_computed" in found}
+    assert "no poisoned behaviour to bring back" in absent.pop("relearning")  # after 30 updates
     assert absent == {"trajauditor": "because the agent has no critics of state and action",
-                      "gaussian_score": "because the attack 'trigger_backdoor' adds no noise"}
+                      "gaussian_score": "because the attack on record adds no noise to observations"}
     assert set(made["audit"]["safety"]["value"]["agents"]) == {"audited", "original", "reference", "reference 2"}
     assert set(made["audit"]["distance"]["value"]["audited - reference"]) == {"forget", "retain", "fresh"}
     assert made["unlearning"]["method"] == "fine_tune" and made["models"] == made["unlearning"]["models"]
