@@ -155,8 +155,44 @@ def test_relearning_looks_at_triggered_episodes(monkeypatch):
     monkeypatch.setattr("osrl_unlearn.audit.base.evaluate", lambda a, n, s, p, name, trigger: episodes(
         a, n, s, trigger=trigger))
     found = Relearning().run(ctx)
-    assert len(seen) > 3 and all(shown == trigger for shown in seen) and "under the attack's trigger" in found["details"]["unit"]
+    assert len(seen) > 3 and all(shown == trigger for shown in seen)
+    assert "under the attack's trigger" in found["details"]["unit"]
     assert found["value"]["retain set"]["audited"]["updates"] is None
+
+
+def test_an_attack_that_cannot_see_the_agent_before_unlearning_proves_nothing():
+    figure = lambda low, high: {"auroc": {"mean": (low + high) / 2, "ci95": [low, high]}}  # noqa: E731
+    attacks = {"action_error - reference": figure(0.4, 0.6)}
+    assert certificate._no_member({"attacks": attacks})[0] is True
+    assert certificate._no_member({"attacks": attacks, "power": attacks})[0] is None
+    seen = {"action_error - reference": figure(0.7, 0.9)}
+    assert certificate._no_member({"attacks": attacks, "power": seen})[0]
+    # Nor does one that finds the opposite of what it finds before unlearning, or no more than among references.
+    other = {"action_error - reference": figure(0.1, 0.2)}
+    assert certificate._no_member({"attacks": other})[0] is False
+    assert certificate._no_member({"attacks": other, "power": seen})[0] is True
+    assert certificate._no_member({"attacks": seen, "power": seen})[0] is False
+    among = {"action_error - reference": figure(0.5, 0.5), "likelihood - reference": figure(0.2, 0.3)}
+    assert certificate._no_member({"attacks": seen, "calibration": among, "power": seen})[0] is None
+    assert certificate._no_member({"attacks": seen, "calibration": among})[0] is True
+    # The strongest is named, whatever their order.
+    two = {"action_error - reference": figure(0.7, 0.9), "likelihood - reference": figure(0.8, 1.0)}
+    for attacks in (two, dict(reversed(list(two.items())))):
+        assert "'likelihood - reference'" in certificate._no_member({"attacks": attacks})[1]
+
+
+def test_verdicts():
+    of = lambda **holds: certificate.verdict([{"claim": k, "holds": v} for k, v in holds.items()])  # noqa: E731
+    assert of(changed=True, no_member=True) == ("unlearned", "every claim holds")
+    # That a weight differs is no part of unlearning.
+    assert of(changed=True, no_member=None) == ("not", "not tested: no_member")
+    assert of(changed=True, within_limit=True, no_member=None) == ("partly", "not tested: no_member")
+    one = of(changed=True, no_member=True, no_auditor_finding=None)
+    assert one == ("unlearned", "every claim holds; no_auditor_finding cannot be tested here")
+    assert of(near_reference=True, no_member=None, no_auditor_finding=None)[0] == "partly"
+    assert of(changed=True, no_member=None, no_auditor_finding=False)[0] == "not"
+    assert of(changed=True, near_reference=True, within_limit=False) == ("partly", "fails: within_limit")
+    assert of(within_limit=True, no_member=False)[0] == of(within_limit=True, trigger=False)[0] == "not"
 
 
 # Every agent ----------------------------------------------------------------------------------------------------------

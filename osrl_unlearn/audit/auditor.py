@@ -75,8 +75,9 @@ class Auditor(Metric):
             value["calibration"] = max((separation(own, np.delete(others, n, 0), ctx.seed)
                                         for n, own in enumerate(never)), key=lambda found: found["auroc"]["mean"])
         ids = list(map(str, ctx.whole_sets["forget"].ids.tolist()))
+        member = scores["audited"] > threshold(others.ravel(), MEMBER)
         return Result(value, {"score": dict(zip(ids, scores["audited"].tolist())),
-                              "member": dict(zip(ids, (scores["audited"] > threshold(others.ravel(), MEMBER)).tolist()))},
+                              "member": dict(zip(ids, member.tolist()))},
                       {"trajectories": {name: len(s.ids) for name, s in ctx.whole_sets.items()},
                        "member": "score above the threshold for a false positive rate of {:g} on {}".format(
                            MEMBER, "the references" if never else "held-out trajectories")})

@@ -213,8 +213,9 @@ def _trigger(value, limit):
                 cost["mean"], *cost["ci95"], limit, label, ", {:.4g} above the most costly reference's{}".format(
                     min(found["mean"] for found in others), _spread_said(others)) if others else
                 "; add --reference RUN_DIR to tell this from what a retrained agent does")
-    return True, "because in {} of {} variants the agent before unlearning costs more than {:g}, and there it costs no " \
-        "more than that{}".format(len(works), len(value), limit, ", or than retrained agents" if others else "")
+    return True, "because in {} of {} variants the agent before unlearning costs more than {:g}, and there this one " \
+        "costs no more than that{}".format(
+            len(works), len(value), limit, ", or than retrained agents" if others else "")
 
 
 def _stays(value):

@@ -162,5 +162,6 @@ def _between(a, b, where, spread, units):
     for name, unit in units.items():
         test = ks_2samp(a[name][middle], b[name][middle])
         distance, interval = wasserstein(a[name] / unit, b[name] / unit, where)
-        found[name] = {"wasserstein": distance, "wasserstein_ci95": interval, "ks": float(test.statistic), "p_value": float(test.pvalue)}
+        found[name] = {"wasserstein": distance, "wasserstein_ci95": interval,
+                       "ks": float(test.statistic), "p_value": float(test.pvalue)}
     return found

@@ -58,8 +58,9 @@ class Relearning(Metric):
             value[label] = {name: self._relearn(ctx, ctx.agents[name], views, starts[name], look, value)
                             for name in starts if name != "original"}
         return Result(value, details={
-            "unit": "per episode" + (" under the attack's trigger" if ctx.trigger else "")
-                    if ctx.episodes else "estimated discounted cost", "share_of_training": value["budget"] / ctx.updates})
+            "unit": "estimated discounted cost" if not ctx.episodes else "per episode" + (
+                " under the attack's trigger" if ctx.trigger else ""),
+            "share_of_training": value["budget"] / ctx.updates})
 
     @staticmethod
     def _views(ctx, store):

@@ -79,8 +79,8 @@ class TrajAuditor(Metric):
     name = "trajauditor"
     summary = "TrajAuditor as published: trajectories taken for training data"
     needs = frozenset({"original", "updates", "action_values", "states"})
-    tests = {name: "95 % Wilson interval; each trajectory by the published variant of Grubbs' test, alpha = {:g}".format(
-        ALPHA) for name in ("forget", "retain")}
+    tests = {name: "95 % Wilson interval; each trajectory by the published variant of Grubbs' test, alpha = {:g}"
+             .format(ALPHA) for name in ("forget", "retain")}
 
     def compute(self, ctx):
         """{set: {agent: share of its trajectories that count as training data}}."""
