@@ -17,6 +17,7 @@ from osrl_unlearn.audit.auditor import matched
 from osrl_unlearn.audit.base import Context, Set
 from osrl_unlearn.audit.gaussian_score import recorded_noise
 from osrl_unlearn.audit.membership import auroc, separation, true_positives
+from osrl_unlearn.audit.relearning import Relearning
 from osrl_unlearn.audit.trajauditor import remoteness, value_sums
 from osrl_unlearn.audit.trigger import variants
 from osrl_unlearn.bench import audit as known
@@ -144,13 +145,20 @@ def test_what_is_missing_is_said_and_never_raised(agents, bad):
 
 
 def test_an_agent_is_at_no_distance_from_itself(agents, bad):
-    found = run("distance", context(agents[1], bad, references=[agents[1], agents[2]]))["value"]
+    result = run("distance", context(agents[1], bad, references=[agents[1], agents[2]]))
+    found = result["value"]
     for where in found["audited - reference"].values():
-        assert where["actions"]["mean"] == 0 and where["cost_value"] == {"wasserstein": 0, "ks": 0, "p_value": 1}
+        assert where["actions"]["mean"] == 0 and where["cost_value"] == {
+            "wasserstein": 0, "wasserstein_ci95": [0, 0], "ks": 0, "p_value": 1}
     assert found["audited - reference 2"] == found["reference - reference 2"]
     assert found["reference - reference 2"]["forget"]["actions"]["mean"] > 0
     assert found["audited - reference"]["forget"]["kl"]["mean"] == 0 < found["reference - reference 2"]["forget"]["kl"][
         "mean"]
+    # Each of the forgotten trajectories, against both references.
+    own, pair = result["per_trajectory"], found["audited - reference 2"]["forget"]
+    assert set(own) == {"actions", "kl", "reward_value", "cost_value"}
+    for key in ("actions", "kl"):
+        assert np.mean(list(own[key].values())) == pytest.approx(pair[key]["mean"] / 2)
 
 
 @pytest.mark.parametrize("cost, low, high", [(0.0, 0.0, 0.5), (1.0, 14.5, 17.0)])
@@ -265,27 +273,6 @@ def test_the_auditor_has_nothing_against_a_retrained_agent(noisy_labels):
     assert certificate._auditor(dict(shown, calibration=low))[0] is None
 
 
-def test_an_attack_that_cannot_see_the_agent_before_unlearning_proves_nothing():
-    figure = lambda low, high: {"auroc": {"mean": (low + high) / 2, "ci95": [low, high]}}  # noqa: E731
-    attacks = {"action_error - reference": figure(0.4, 0.6)}
-    assert certificate._no_member({"attacks": attacks})[0] is True
-    assert certificate._no_member({"attacks": attacks, "power": attacks})[0] is None
-    seen = {"action_error - reference": figure(0.7, 0.9)}
-    assert certificate._no_member({"attacks": attacks, "power": seen})[0]
-    # Nor does one that finds the opposite of what it finds before unlearning, or no more than among references.
-    other = {"action_error - reference": figure(0.1, 0.2)}
-    assert certificate._no_member({"attacks": other})[0] is False
-    assert certificate._no_member({"attacks": other, "power": seen})[0] is True
-    assert certificate._no_member({"attacks": seen, "power": seen})[0] is False
-    among = {"action_error - reference": figure(0.5, 0.5), "likelihood - reference": figure(0.2, 0.3)}
-    assert certificate._no_member({"attacks": seen, "calibration": among, "power": seen})[0] is None
-    assert certificate._no_member({"attacks": seen, "calibration": among})[0] is True
-    # The strongest is named, whatever their order.
-    two = {"action_error - reference": figure(0.7, 0.9), "likelihood - reference": figure(0.8, 1.0)}
-    for attacks in (two, dict(reversed(list(two.items())))):
-        assert "'likelihood - reference'" in certificate._no_member({"attacks": attacks})[1]
-
-
 def test_the_noise_that_is_drawn_again_is_what_the_attack_added():
     clean = toy_data(trajectories=40)
     noisy = poison(clean, "random_noise", rate=0.5, seed=3)
@@ -315,26 +302,35 @@ def test_only_an_agent_that_saw_the_noise_remembers_it():
     assert set(found["per_trajectory"]["score"]) == {str(span[0]) for span in noisy.manifest.spans}
 
 
-def test_relearning_leaves_the_agents_as_they_were(agents, bad):
+def test_relearning_leaves_the_agents_as_they_were(agents, bad, monkeypatch):
     poisoned, retrained = agents[:2]
     before = copy.deepcopy(retrained.model.state_dict())
-    found = run("relearning", context(retrained, bad, poisoned, [agents[2]]))["value"]
-    assert found["budget"] == 4 and len(found["retain set"]["audited"]["costs"]) in range(1, 6)
+    ctx = context(retrained, bad, poisoned, [agents[2]])
+    costs = {poisoned: 9.0, retrained: 1.0, agents[2]: 3.0}  # whatever they are trained on
+    monkeypatch.setattr(Relearning, "_look", staticmethod(lambda ctx: (
+        lambda adapter: {"cost": [costs[adapter]]}, {name: {"cost": [costs[a]]} for name, a in ctx.agents.items()})))
+    found = run("relearning", ctx)["value"]
+    assert (found["measure"], found["original"], found["level"], found["budget"]) == ("cost", 9, 6, 2)
+    assert set(found) - {"measure", "original", "level", "budget"} == {"retain set", *(
+        share + " of the forget set" for share in ("1%", "5%", "10%"))}
+    assert found["5% of the forget set"]["audited"] == {"at": [0, 1, 2], "cost": [[1.0]] * 3, "updates": None}
     assert all(torch.equal(tensor, before[name]) for name, tensor in retrained.model.state_dict().items())
-    same = run("relearning", context(poisoned, bad, poisoned))["value"]
-    assert same["retain set"]["audited"]["updates"] == 0  # it costs as much as the original from the start
+    costs[retrained] = 6.5
+    found = run("relearning", ctx)["value"]["retain set"]
+    assert found["audited"]["updates"] == 0 and found["reference"]["updates"] is None
+    costs[agents[2]] = 9.0
+    assert "no poisoned behaviour to bring back" in run("relearning", ctx)["not_computed"]
+    assert "than the audited one" in run("relearning", context(poisoned, bad, poisoned))["not_computed"]
 
 
-def test_verdicts():
-    of = lambda **holds: certificate.verdict([{"claim": k, "holds": v} for k, v in holds.items()])  # noqa: E731
-    assert of(changed=True, no_member=True) == ("unlearned", "every claim holds")
-    assert of(changed=True, no_member=None) == ("partly", "not tested: no_member")
-    one = of(changed=True, no_member=True, no_auditor_finding=None)
-    assert one == ("unlearned", "every claim holds; no_auditor_finding cannot be tested here")
-    assert of(changed=True, no_member=None, no_auditor_finding=None)[0] == "partly"
-    assert of(changed=True, no_member=None, no_auditor_finding=False)[0] == "not"
-    assert of(changed=True, within_limit=False) == ("partly", "fails: within_limit")
-    assert of(within_limit=True, no_member=False)[0] == of(within_limit=True, trigger=False)[0] == "not"
+def test_half_of_what_is_relearned_is_of_the_forget_set(agents, bad):
+    ctx = context(agents[1], bad, agents[0])
+    views = Relearning._views(ctx, ctx.store)
+    forget = set(bad.manifest.row_numbers(bad.data).tolist())
+    first, second = views["10% of the forget set"]()
+    assert set(first.rows.tolist()) < forget and not set(second.rows.tolist()) & forget
+    assert len(np.unique(bad.ids[first.rows.numpy()])) == 4  # of 36 trajectories
+    assert [len(view.rows) for view in views["retain set"]()] == [len(second.rows)]
 
 
 # Agents of which the truth is known -----------------------------------------------------------------------------------

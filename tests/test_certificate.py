@@ -119,8 +119,9 @@ def test_an_audit_from_the_command_line(audited, honest, capsys):
         assert json.load(file)["metrics"] == honest["audit"]
     assert set(honest["audit"]) == set(METRICS.builtins)
     absent = {name: found["not_computed"] for name, found in honest["audit"].items() if "not_computed" in found}
+    assert "no poisoned behaviour to bring back" in absent.pop("relearning")  # after 30 updates
     assert absent == {"trajauditor": "because the agent has no critics of state and action",
-                      "gaussian_score": "because the attack 'trigger_backdoor' adds no noise"}
+                      "gaussian_score": "because the attack on record adds no noise to observations"}
     assert set(honest["audit"]["safety"]["value"]["agents"]) == {"audited", "original", "reference", "reference 2"}
     assert set(honest["audit"]["distance"]["value"]["audited - reference"]) == {"forget", "retain", "fresh"}
     assert honest["unlearning"]["method"] == "fine_tune"

@@ -4,14 +4,16 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from osrl_unlearn.audit.base import Metric, NotComputed, Result, has_states_only
-from osrl_unlearn.audit.membership import separation
+from osrl_unlearn.audit.base import Metric, Result
+from osrl_unlearn.audit.membership import BOOTSTRAP, LOW, RESAMPLES, separation, threshold
 from osrl_unlearn.audit.trajauditor import PASSES, remoteness, shadow_actions, value_sums
+from osrl_unlearn.evaluate.statistics import share
 from osrl_unlearn.generators import private_torch
 from osrl_unlearn.regression import ToGo
 
 NOISE = 0.08  # standard deviation, in units of each dimension's spread
 STEPS, HEADS = 400, 2  # of the common critics
+MEMBER = 0.05  # false positive rate at which a trajectory is called training data
 
 
 def matched(forget, others):
@@ -41,35 +43,44 @@ class Auditor(Metric):
 
     name = "auditor"
     summary = "TrajAuditor, corrected: forgotten trajectories against non-members (AUROC, TPR at a known FPR)"
-    needs = frozenset({"original", "updates"})
+    needs = frozenset({"original", "updates", "non_members", "states"})
+    tests = {"auroc": BOOTSTRAP, "tpr_at_fpr": BOOTSTRAP, "threshold_at_fpr": BOOTSTRAP,
+             "achieved_fpr": "95 % Wilson interval; of the non-members that the threshold was set on"}
 
     def compute(self, ctx):
-        """{"reference": separation of the forgotten trajectories' scores from a retrained agent's on the same ones,
-        "calibration": the same with a second retrained agent in place of the audited one, "holdout": separation from
-        matched held-out trajectories, "original": as "reference", of the agent before unlearning}; what is not given
-        is left out. The true positive rate at a false positive rate is the share of forgotten trajectories that count
-        as training data if the threshold is set for that rate on the non-members.
+        """{"reference": separation of the forgotten trajectories' scores from all retrained agents' on the same ones,
+        "calibration": the same with a retrained agent in place of the audited one and the others as its references, of
+        the one that looks most like a member, "holdout": separation from matched held-out trajectories, "original": as
+        "reference", of the agent before unlearning}; what is not given is left out.
+
+        The true positive rate at a false positive rate is the share of forgotten trajectories that count as training
+        data if the threshold is set for that rate on the non-members; that of "calibration" is the rate of false
+        positives in an agent that the threshold was not set on. "threshold_at_fpr" is that threshold, and
+        "achieved_fpr" the share of the non-members above it: 0 where there are fewer than 1 / rate of them. A
+        trajectory is a "member" if its score is above the threshold for MEMBER.
         """
-        if not has_states_only(ctx.sets["forget"].batch):
-            raise NotComputed("the agent acts on sequences")
-        if not ctx.references and ctx.holdout is None:
-            raise NotComputed("nothing is known to be no member: add --reference RUN_DIR or --holdout FILE")
         critics = self._critics(ctx)
         shadows = self._shadows(ctx, critics)
         scores = {name: self._scores(ctx, critics, shadows, adapter, "forget") for name, adapter in ctx.agents.items()}
-        value = {}
-        if ctx.references:
-            value["reference"] = separation(scores["audited"], scores["reference"], ctx.seed)
-            value["original"] = separation(scores["original"], scores["reference"], ctx.seed)
-            if "reference 2" in scores:
-                value["calibration"] = separation(scores["reference 2"], scores["reference"], ctx.seed)
+        value, never = {}, [own for name, own in scores.items() if "reference" in name]
         if ctx.holdout is not None:
             like = matched(ctx.whole_sets["forget"], ctx.whole_sets["holdout"])
-            value["holdout"] = separation(scores["audited"], self._scores(
-                ctx, critics, shadows, ctx.adapter, "holdout")[like], ctx.seed)
-        ids = map(str, ctx.whole_sets["forget"].ids.tolist())
-        return Result(value, {"score": dict(zip(ids, scores["audited"].tolist()))},
-                      {"trajectories": {name: len(s.ids) for name, s in ctx.whole_sets.items()}})
+            others = self._scores(ctx, critics, shadows, ctx.adapter, "holdout")[like]
+            value["holdout"] = dict(separation(scores["audited"], others, ctx.seed), **thresholds(others, ctx.seed))
+        if never:
+            others = np.stack(never)
+            value["reference"] = dict(separation(scores["audited"], others, ctx.seed), **thresholds(others, ctx.seed))
+            value["original"] = separation(scores["original"], others, ctx.seed)
+        if len(never) > 1:
+            value["calibration"] = max((separation(own, np.delete(others, n, 0), ctx.seed)
+                                        for n, own in enumerate(never)), key=lambda found: found["auroc"]["mean"])
+        ids = list(map(str, ctx.whole_sets["forget"].ids.tolist()))
+        member = scores["audited"] > threshold(others.ravel(), MEMBER)
+        return Result(value, {"score": dict(zip(ids, scores["audited"].tolist())),
+                              "member": dict(zip(ids, member.tolist()))},
+                      {"trajectories": {name: len(s.ids) for name, s in ctx.whole_sets.items()},
+                       "member": "score above the threshold for a false positive rate of {:g} on {}".format(
+                           MEMBER, "the references" if never else "held-out trajectories")})
 
     @staticmethod
     def _critics(ctx):
@@ -102,6 +113,20 @@ class Auditor(Metric):
             own = _sums(ctx, critic, where, actions)
             apart.append([remoteness(o, np.stack(s)) for o, s in zip(own, zip(*samples))])
         return -np.max(apart, 0)
+
+
+def thresholds(others, seed):
+    """{"threshold_at_fpr_RATE", "achieved_fpr_RATE"}, each {"mean", "ci95", "n"}, of scores [m] or [agents, m]."""
+    others, found = np.atleast_2d(others), {}
+    drawn = np.random.default_rng(seed).integers(others.shape[-1], size=(RESAMPLES, others.shape[-1]))
+    again = np.concatenate([row[drawn] for row in others], -1)
+    for rate in LOW:
+        limit = float(threshold(others.ravel(), rate))
+        found["threshold_at_fpr_{:g}".format(rate)] = {
+            "mean": limit, "ci95": [float(v) for v in np.percentile(threshold(again, rate), [2.5, 97.5])],
+            "n": others.size}
+        found["achieved_fpr_{:g}".format(rate)] = share((others > limit).sum(), others.size)
+    return found
 
 
 def _sums(ctx, critic, where, actions, noise=0.0):

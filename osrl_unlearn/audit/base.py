@@ -14,7 +14,7 @@ from osrl_unlearn.data.views import Batch, forget_and_retain
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
 from osrl_unlearn.evaluate.rollouts import evaluate
 from osrl_unlearn.generators import private_torch
-from osrl_unlearn.registry import METRICS
+from osrl_unlearn.registry import ATTACKS, METRICS
 
 TRAJECTORIES, ROWS = 256, 64  # of each set, and of each trajectory, that agents are asked about
 WHOLE = 128  # trajectories of each set of which every row is looked at
@@ -27,6 +27,9 @@ MISSING = {
     "action_values": "the agent has no critics of state and action",
     "trigger": "the attack on record has no trigger",
     "updates": "it is not known how many updates the training took",
+    "non_members": "nothing is known to be no member: add --reference RUN_DIR or --holdout FILE",
+    "states": "the agent acts on sequences",
+    "noise": "the attack on record adds no noise to observations",
 }
 
 
@@ -78,8 +81,12 @@ class Context:
     @property
     def given(self):
         """What metrics may need and this audit has."""
+        attack = (self.manifest.attack or {}).get("name")
         have = {"reference": self.references, "original": self.original is not None, "environment": self.episodes,
-                "trigger": self.trigger is not None, "updates": self.updates}
+                "trigger": self.trigger is not None, "updates": self.updates,
+                "non_members": self.references or self.holdout is not None,
+                "states": not isinstance(self.store, SequenceStore),
+                "noise": attack in ATTACKS.builtins and hasattr(ATTACKS.load(attack), "noise")}
         return frozenset(name for name, value in have.items() if value) | self.adapter.capabilities
 
     @property
@@ -203,23 +210,32 @@ class NotComputed(Exception):
 
 
 class Metric(ABC):
-    """One way to look for what is left of the forget set."""
+    """One way to look for what is left of the forget set.
+
+    Class attributes:
+        needs: names of MISSING, or capabilities of the agent.
+        tests: {name of a figure, or of a group of them: the test or the interval behind it, or why it has none}.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     needs: ClassVar[FrozenSet[str]] = frozenset()
+    tests: ClassVar[Dict[str, str]] = {}
 
     @abstractmethod
     def compute(self, ctx):
         """The :class:`Result`. Raises NotComputed."""
 
     def run(self, ctx):
-        """What goes into the audit: the result as a dictionary, or {"not_computed": "because ..."}."""
+        """What goes into the audit: the result as a dictionary with the metric's ``tests``, or {"not_computed":
+        "because ..."}.
+        """
         missing = sorted(self.needs - ctx.given)
         try:
             if missing:
                 raise NotComputed("; ".join(MISSING.get(name, "the agent has no " + name) for name in missing))
-            return {key: value for key, value in self.compute(ctx)._asdict().items() if value is not None}
+            found = {key: value for key, value in self.compute(ctx)._asdict().items() if value is not None}
+            return dict(found, tests=dict(self.tests))
         except (NotComputed, OsrlUnlearnError) as error:
             return {"not_computed": "because {}".format(error)}
 

@@ -14,6 +14,8 @@ from osrl_unlearn.generators import private_torch
 
 PAIRS = 2048  # states and actions that an agent visits in evaluation
 VALUES = ("reward_value", "cost_value")
+RESAMPLES = 500
+BCA = "95 % BCa bootstrap interval over trajectories"
 
 
 @torch.no_grad()
@@ -77,6 +79,10 @@ class Distance(Metric):
     name = "distance"
     summary = "distance of actions and values to retrained agents"
     needs = frozenset({"reference"})
+    tests = {"actions": BCA, "kl": BCA, "wasserstein": "Wasserstein-1; wasserstein_ci95: 95 % percentile bootstrap "
+             "interval over trajectories, {} resamples".format(RESAMPLES),
+             "ks": "two-sample Kolmogorov-Smirnov statistic of one row per trajectory, no interval",
+             "p_value": "of ks; of a two-sided Kolmogorov-Smirnov test"}
 
     def compute(self, ctx):
         """{set: {"actions", "kl", "reward_value", "cost_value"}} for every pair with a reference.
@@ -84,8 +90,10 @@ class Distance(Metric):
         "actions" is the mean over trajectories of the squared distance of the actions, with its interval, in units of
         the squared spread of the retained actions, and "kl" the Kullback-Leibler divergence of the policies from the
         first to the second, of agents that draw their actions from a Gaussian; values have "wasserstein" (in units of
-        the first reference's spread on the retain set) and the Kolmogorov-Smirnov statistic "ks" with its p-value. Rows
-        of one trajectory depend on each other, so p-values are those of one row per trajectory.
+        the first reference's spread on the retain set) with its interval, and the Kolmogorov-Smirnov statistic "ks"
+        with its p-value. Rows of one trajectory depend on each other, so intervals are over trajectories and p-values
+        those of one row per trajectory. Of each forgotten trajectory: the mean over rows and references of what
+        "actions" and "kl" average, and of the distance of the values, in the same units.
         """
         sets = dict(ctx.sets)
         details = {"fresh": "states that the first reference visits in evaluation"}
@@ -104,8 +112,10 @@ class Distance(Metric):
         pairs = [("audited", name) for name in references] + list(itertools.combinations(references, 2))
         value = {"{} - {}".format(a, b): {where: _between(answers[a][where], answers[b][where], s, spread, units)
                                           for where, s in sets.items()} for a, b in pairs}
-        per = {"actions": dict(zip(map(str, sets["forget"].ids.tolist()), sets["forget"].per_trajectory(_squared(
-            answers["audited"]["forget"], answers["reference"]["forget"]) / spread).tolist()))}
+        forget, own = sets["forget"], answers["audited"]["forget"]
+        rows = [_apart(own, answers[name]["forget"], spread, units) for name in references]
+        per = {key: dict(zip(map(str, forget.ids.tolist()), forget.per_trajectory(
+            np.mean([found[key] for found in rows], 0)).tolist())) for key in rows[0]}
         return Result(value, per, details)
 
 
@@ -117,19 +127,41 @@ def fresh(ctx):
     return Set(batch, owner, names, None, None)
 
 
-def _squared(a, b):
-    return ((a["actions"] - b["actions"]) ** 2).sum(-1)
+def wasserstein(a, b, where):
+    """Wasserstein-1 distance of values [rows] of two agents on a Set, and its interval over trajectories.
+
+    As SciPy's, but what is drawn again and again is sorted once.
+    """
+    values = np.concatenate([a, b])
+    order = np.argsort(values)
+    gaps = np.diff(values[order])
+    owner, sign = np.tile(where.owner, 2)[order], np.where(order < len(a), 1.0, -1.0)
+
+    def resampled(chosen):
+        times = np.bincount(chosen, minlength=len(where.ids))
+        return np.abs(np.cumsum(sign * times[owner])[:-1]) @ gaps / times[where.owner].sum()
+    rng, n = np.random.default_rng(0), len(where.ids)
+    drawn = [resampled(rng.integers(n, size=n)) for _ in range(RESAMPLES)]
+    return float(wasserstein_distance(a, b)), [float(v) for v in np.percentile(drawn, [2.5, 97.5])]
+
+
+def _apart(a, b, spread, units):
+    """{"actions", "kl" of Gaussian policies, values}: distances of two agents' answers, each [rows]."""
+    found = {"actions": ((a["actions"] - b["actions"]) ** 2).sum(-1) / spread}
+    if "mean" in a and "mean" in b:
+        one, other = (Normal(*(torch.as_tensor(said[key]) for key in ("mean", "std"))) for said in (a, b))
+        found["kl"] = kl_divergence(one, other).sum(-1).numpy()
+    found.update({name: np.abs(a[name] - b[name]) / unit for name, unit in units.items()})
+    return found
 
 
 def _between(a, b, where, spread, units):
-    found = {"actions": summary(where.per_trajectory(_squared(a, b) / spread))}
-    if "mean" in a and "mean" in b:
-        one, other = (Normal(*(torch.as_tensor(said[key]) for key in ("mean", "std"))) for said in (a, b))
-        found["kl"] = summary(where.per_trajectory(kl_divergence(one, other).sum(-1).numpy()))
+    found = {key: summary(where.per_trajectory(rows)) for key, rows in _apart(a, b, spread, {}).items()}
     first = np.unique(where.owner, return_index=True)[1]
     middle = first + np.bincount(where.owner) // 2
     for name, unit in units.items():
         test = ks_2samp(a[name][middle], b[name][middle])
-        found[name] = {"wasserstein": float(wasserstein_distance(a[name], b[name])) / unit,
+        distance, interval = wasserstein(a[name] / unit, b[name] / unit, where)
+        found[name] = {"wasserstein": distance, "wasserstein_ci95": interval,
                        "ks": float(test.statistic), "p_value": float(test.pvalue)}
     return found

@@ -3,7 +3,7 @@ import numpy as np
 import torch
 from scipy.stats import ttest_1samp
 
-from osrl_unlearn.audit.base import CHUNK, Metric, NotComputed, Result, has_states_only
+from osrl_unlearn.audit.base import CHUNK, Metric, NotComputed, Result
 from osrl_unlearn.data.poison import Plan
 from osrl_unlearn.evaluate.statistics import summary
 from osrl_unlearn.generators import private_torch
@@ -21,11 +21,11 @@ class GaussianScore(Metric):
 
     name = "gaussian_score"
     summary = "does the agent remember the noise that the attack added to observations"
+    needs = frozenset({"states", "noise"})
+    tests = {"score": "95 % BCa bootstrap interval over rows", "p_value": "Student's t-test of one sample against 0"}
 
     def compute(self, ctx):
         """{agent: {"score": mean with its interval, "p_value": of a t-test against a mean of 0}}."""
-        if not has_states_only(ctx.sets["forget"].batch):
-            raise NotComputed("the agent acts on sequences")
         rows, noise = recorded_noise(ctx)
         batch = ctx.store.gather(torch.as_tensor(rows, device=ctx.store.device))
         spread = ctx.store.gather(ctx.views[1].rows).observations.std(0)
@@ -58,11 +58,7 @@ class GaussianScore(Metric):
 
 def recorded_noise(ctx):
     """(forgotten rows, the noise that moved their observations, in units of the spread). Raises NotComputed."""
-    if ctx.manifest.attack is None:
-        raise NotComputed("no attack is on record")
     plan = Plan.recorded(ctx.manifest, ctx.data, ctx.ids)
-    if not hasattr(plan.attack, "noise"):
-        raise NotComputed("the attack '{}' adds no noise".format(plan.attack.name))
     units = plan.index.units(plan.unit, plan.attack.options.segment_length)
     if len(plan.chosen.starts) != round(plan.rate * len(units.starts)):
         raise NotComputed("the forget manifest is not the attack's own, of which the noise could be drawn again")

@@ -8,17 +8,21 @@ from osrl_unlearn.audit.base import Metric, NotComputed, Result
 
 RESAMPLES = 2000
 LOW = (0.01, 0.05)  # false positive rates at which the true positive rate is reported
+BOOTSTRAP = "95 % percentile bootstrap interval over trajectories, {:,} resamples".format(RESAMPLES)
 
 
 def scores(ctx, adapter, where):
     """{attack: score of each trajectory of a :class:`~osrl_unlearn.audit.base.Set` [trajectories]}; higher: a member.
 
     "action_error": minus the squared distance of the policy's actions to the logged ones. "likelihood": the density of
-    the logged actions.
+    the logged actions. "reconstruction": minus the squared error with which the agent's generator finds the logged
+    actions again.
     """
     found = {"action_error": lambda b: -(adapter.actions(b) - b.actions).pow(2).sum(-1)}
     if "log_prob" in adapter.capabilities:
         found["likelihood"] = adapter.log_prob
+    if "generator" in adapter.capabilities:
+        found["reconstruction"] = lambda b: -adapter.generator_error(b)
     return {name: where.per_trajectory(ctx.ask(adapter, where.batch, question)) for name, question in found.items()}
 
 
@@ -49,22 +53,31 @@ def auroc(members, others):
     return (ranks[..., :n].sum(-1) - n * (n + 1) / 2) / (n * m)
 
 
-def true_positives(members, others, rate):
-    """Share of ``members`` [n] above a threshold that at most ``rate`` of the ``others`` [m] exceed."""
+def threshold(others, rate):
+    """The lowest of ``others`` [m] that at most ``rate`` of them exceed: the highest where m is below 1 / rate."""
     others = np.sort(np.asarray(others), -1)
-    allowed = int(np.floor(rate * others.shape[-1]))
-    return (np.asarray(members) > others[..., -1 - allowed, None]).mean(-1)
+    return others[..., -1 - int(np.floor(rate * others.shape[-1]))]
+
+
+def true_positives(members, others, rate):
+    """Share of ``members`` [n] above the :func:`threshold`."""
+    return (np.asarray(members) > threshold(others, rate)[..., None]).mean(-1)
 
 
 def separation(members, others, seed=0):
-    """AUROC and true positive rates of scores, each {"mean", "ci95", "n"}; percentile bootstrap over trajectories."""
+    """AUROC and true positive rates of scores, each {"mean", "ci95", "n"}; percentile bootstrap over trajectories.
+
+    ``others`` of shape [agents, m] are pooled: the same trajectories, drawn together, in several agents.
+    """
     rng = np.random.default_rng(seed)
     a = np.asarray(members)[rng.integers(len(members), size=(RESAMPLES, len(members)))]
-    b = np.asarray(others)[rng.integers(len(others), size=(RESAMPLES, len(others)))]
+    others = np.atleast_2d(others)
+    drawn = rng.integers(others.shape[-1], size=(RESAMPLES, others.shape[-1]))
+    b, others = np.concatenate([row[drawn] for row in others], -1), others.ravel()
     figures = {"auroc": auroc}
     figures.update({"tpr_at_fpr_{:g}".format(rate): lambda x, y, rate=rate: true_positives(x, y, rate)
                     for rate in LOW})
-    return {name: {"mean": float(figure(np.asarray(members), np.asarray(others))),
+    return {name: {"mean": float(figure(np.asarray(members), others)),
                    "ci95": [float(v) for v in np.percentile(figure(a, b), [2.5, 97.5])], "n": len(members)}
             for name, figure in figures.items()}
 
@@ -98,11 +111,12 @@ class Membership(Metric):
 
     name = "membership"
     summary = "do forgotten trajectories still look like members (AUROC, strongest of several attacks)"
+    needs = frozenset({"non_members"})
+    tests = {"auroc": BOOTSTRAP + "; the area itself is that of the Mann-Whitney U", "tpr_at_fpr": BOOTSTRAP,
+             "strongest": "the attack whose AUROC is farthest from 0.5, no interval"}
 
     def compute(self, ctx):
         """{"attacks": {attack: separation}, "strongest": name, "calibration", "power": as "attacks", or absent}."""
-        if not ctx.references and ctx.holdout is None:
-            raise NotComputed("nothing is known to be no member: add --reference RUN_DIR or --holdout FILE")
         forget, other = ctx.sets["forget"], ctx.sets["retain" if ctx.holdout is None else "holdout"]
         like = matched(forget, other)
         if min(len(forget.ids), len(like)) < 2:

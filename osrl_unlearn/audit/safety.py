@@ -2,9 +2,15 @@
 import numpy as np
 
 from osrl_unlearn.audit import fqe
-from osrl_unlearn.audit.base import Metric, Result
+from osrl_unlearn.audit.base import MISSING, Metric, Result
 from osrl_unlearn.evaluate.statistics import paired_difference, share, summary, worst_share
 from osrl_unlearn.methods.gate import SafetyGate
+
+
+BCA = "95 % BCa bootstrap interval over episodes"
+TESTS = {"cost": BCA, "reward": BCA, "violations": "95 % Wilson interval",
+         "worst_cost": "95 % percentile bootstrap interval over episodes",
+         "difference": BCA + ", paired: episodes start alike"}
 
 
 def figures(episodes, limit):
@@ -23,17 +29,26 @@ class Safety(Metric):
 
     name = "safety"
     summary = "cost, return, violations and worst cost per episode; offline estimate of the cost"
+    tests = dict(TESTS, estimate="regression on the retain set, no interval", fitted_q=fqe.TEST)
 
     def compute(self, ctx):
-        """Figures per agent, and the paired differences of the audited agent to the others."""
-        value = {"estimate": estimates(ctx), "fitted_q": fqe.costs(ctx)}
-        if ctx.episodes:
+        """Figures per agent, and the paired differences of the audited agent to the others; what cannot be had is
+        named under "not_computed" of the details.
+        """
+        value, details, absent = {"estimate": estimates(ctx)}, {}, {}
+        if "states" in ctx.given:
+            value["fitted_q"] = fqe.costs(ctx)
+        else:
+            absent["fitted_q"] = "because " + MISSING["states"]
+        if not ctx.episodes:
+            absent["agents"] = "because " + MISSING["environment"]
+        else:
+            details["episodes"] = {name: ctx.rollouts(name) for name in ctx.agents}
             value["agents"] = {name: figures(ctx.rollouts(name), ctx.cost_limit) for name in ctx.agents}
             value["difference"] = {name: {key: paired_difference(ctx.rollouts("audited")[key], ctx.rollouts(name)[key])
                                           for key in ("cost", "reward")}
                                    for name in ctx.agents if name != "audited"}
-        return Result(value, details={"episodes": {name: ctx.rollouts(name) for name in ctx.agents}}
-                      if ctx.episodes else {"environment": "not used: no episodes were asked for"})
+        return Result(value, details=dict(details, not_computed=absent) if absent else details)
 
 
 def estimates(ctx):

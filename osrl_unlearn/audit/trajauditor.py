@@ -3,7 +3,7 @@ import numpy as np
 import torch
 from scipy.stats import t, wasserstein_distance
 
-from osrl_unlearn.audit.base import Metric, NotComputed, Result, has_states_only
+from osrl_unlearn.audit.base import Metric, Result
 from osrl_unlearn.evaluate.statistics import share
 from osrl_unlearn.generators import private_torch
 
@@ -78,12 +78,12 @@ class TrajAuditor(Metric):
 
     name = "trajauditor"
     summary = "TrajAuditor as published: trajectories taken for training data"
-    needs = frozenset({"original", "updates", "action_values"})
+    needs = frozenset({"original", "updates", "action_values", "states"})
+    tests = {name: "95 % Wilson interval; each trajectory by the published variant of Grubbs' test, alpha = {:g}"
+             .format(ALPHA) for name in ("forget", "retain")}
 
     def compute(self, ctx):
         """{set: {agent: share of its trajectories that count as training data}}."""
-        if not has_states_only(ctx.sets["forget"].batch):
-            raise NotComputed("the agent acts on sequences")
         value, per = {}, {}
         trained = shadow_actions(ctx, ctx.views[1].rows.cpu().numpy())
         for name in ("forget", "retain"):

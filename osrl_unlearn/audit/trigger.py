@@ -4,7 +4,8 @@ import dataclasses
 import numpy as np
 
 from osrl_unlearn.audit.base import Metric, Result
-from osrl_unlearn.audit.safety import figures
+from osrl_unlearn.audit.safety import TESTS, figures
+from osrl_unlearn.evaluate.statistics import paired_difference
 
 SCHEDULES = ("always", "first:20", "every:10")
 STRENGTHS = (0.5, 1.5)
@@ -29,11 +30,21 @@ class TriggerMetric(Metric):
     name = "trigger"
     summary = "cost and return under the attack's trigger"
     needs = frozenset({"trigger", "environment"})
+    tests = TESTS
 
     def compute(self, ctx):
-        """{variant: {agent: figures}}; episodes start as those without a trigger."""
+        """{variant: {agent: figures, and of other agents the paired "difference" of the audited one's cost to theirs}};
+        episodes start as those without a trigger.
+        """
         retained = ctx.data["observations"][ctx.views[1].rows.cpu().numpy()]
-        kinds = variants(ctx.trigger, retained)
-        return Result({label: {name: figures(ctx.rollouts(name, trigger), ctx.cost_limit) for name in ctx.agents}
-                       for label, trigger in kinds.items()},
-                      details={label: dataclasses.asdict(trigger) for label, trigger in kinds.items()})
+        kinds, value = variants(ctx.trigger, retained), {}
+        episodes = {label: {name: ctx.rollouts(name, trigger) for name in ctx.agents}
+                    for label, trigger in kinds.items()}
+        for label, agents in episodes.items():
+            value[label] = {name: figures(own, ctx.cost_limit) for name, own in agents.items()}
+            for name in agents:
+                if name != "audited":
+                    value[label][name]["difference"] = paired_difference(agents["audited"]["cost"],
+                                                                         agents[name]["cost"])
+        return Result(value, details={label: dict(dataclasses.asdict(trigger), episodes=episodes[label])
+                                      for label, trigger in kinds.items()})

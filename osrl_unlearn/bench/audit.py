@@ -1,7 +1,7 @@
 """``osrl-unlearn bench audit``: what an audit says of agents of which the truth is known.
 
     OUT/audit.json                   a row per setting, attack and truth: how often each verdict was given, which claims
-                                     failed
+                                     failed, and which were not tested
     OUT/audit.jsonl                  a line per audit, with its figures
     OUT/audit.md, audit.png          the rows, to be read
 """
@@ -143,11 +143,12 @@ def aggregate(suite, results):
                                                   suite.settings[name].agent["cost_limit"], result["triggered"])
                                for result in found]
                     given = collections.Counter(certificate.verdict(claims)[0] for claims in claimed)
-                    failed = collections.Counter(
-                        claim["claim"] for claims in claimed for claim in claims if claim["holds"] is False)
+                    failed, untested = (collections.Counter(
+                        claim["claim"] for claims in claimed for claim in claims if claim["holds"] is holds)
+                        for holds in (False, None))
                     rows.append({"setting": name, "attack": label, "rate": rate, "truth": truth, "never": clean,
                                  "verdicts": {verdict: given[verdict] for verdict in VERDICTS}, "audits": len(found),
-                                 "failed": dict(sorted(failed.items()))})
+                                 "failed": dict(sorted(failed.items())), "untested": dict(sorted(untested.items()))})
     return {"rows": rows}
 
 
@@ -166,9 +167,11 @@ def text(report):
     parts.append(markdown_table([
         ["{}, {} {:g}".format(row["setting"], row["attack"], row["rate"]), row["truth"]]
         + [str(row["verdicts"][verdict]) for verdict in VERDICTS]
-        + [", ".join("{} {}".format(claim, count) for claim, count in row["failed"].items()) or "none"]
+        + [", ".join("{} {}".format(claim, count) for claim, count in row[key].items()) or "none"
+           for key in ("failed", "untested")]
         for row in report["rows"]],
-        ["agents", "truth"] + ["\"{}\"".format(verdict) for verdict in VERDICTS] + ["claims that failed, how often"]))
+        ["agents", "truth"] + ["\"{}\"".format(verdict) for verdict in VERDICTS] + ["claims that failed, how often",
+                                                                             "not tested"]))
     return "\n\n".join(parts)
 
 

@@ -29,11 +29,19 @@ class MetricContract(_WithAgent):
         metric = self.make()
         assert metric.name and metric.summary
         assert metric.needs <= set(MISSING) | self.agent().capabilities
+        assert metric.tests and all(metric.tests.values())
+
+    def test_it_names_the_test_behind_every_figure(self):
+        """Or says why there is none: under the figure's own name or that of a group it is in."""
+        metric = self.make()
+        for path in _figures(metric.run(self.context()).get("value", {})):
+            assert any(name.startswith(known) for name in path for known in metric.tests), path
 
     def test_the_same_audit_gives_the_same_plain_figures(self):
         first, again = (text_of(self.make().run(self.context())) for _ in range(2))
         assert first == again
-        assert set(json.loads(first)) <= {"value", "per_trajectory", "details"} or "not_computed" in json.loads(first)
+        found = json.loads(first)
+        assert set(found) <= {"value", "per_trajectory", "details", "tests"} or "not_computed" in found
 
     def test_it_leaves_agents_and_data_as_they_were(self):
         ctx = self.context()
@@ -55,3 +63,12 @@ class MetricContract(_WithAgent):
         known = set(map(str, ctx.ids.tolist()))
         for figures in (self.make().run(ctx).get("per_trajectory") or {}).values():
             assert figures and set(figures) <= known
+
+
+def _figures(value, path=()):
+    """The names that lead to each number or summary."""
+    if isinstance(value, dict) and "mean" not in value:
+        for name, found in value.items():
+            yield from _figures(found, path + (name,))
+    elif isinstance(value, (dict, float)):
+        yield path
