@@ -8,6 +8,26 @@ The public names below are imported on first use, so that importing the package 
     audit.audit(trainer, data, forget, ...) -> figures, claims and a verdict: what is left of the forget set
     ForgetManifest                          what to forget, with the hashes of the data it belongs to
     adapt(trainer)                          the adapter of an OSRL trainer
+
+>>> from osrl_unlearn import adapt, detect, poison, unlearn
+>>> from osrl_unlearn.testing import toy_data
+>>> data = toy_data(trajectories=120, length=20)
+>>> bad = poison(data, "reward_bait", rate=0.1)
+>>> bad.manifest.trajectories, bad.data["observations"] is data["observations"]
+(12, True)
+>>> found = detect(bad.data, options={"steps": 200})
+>>> [span[0] for span in found.spans] == [span[0] for span in bad.manifest.spans]
+True
+
+>>> from osrl.algorithms import BC, BCTrainer
+>>> from osrl_unlearn.audit import audit
+>>> trainer = BCTrainer(BC(state_dim=8, action_dim=2, max_action=1.0, a_hidden_sizes=[16], episode_len=20), env=None)
+>>> before = adapt(trainer).frozen()
+>>> unlearn(trainer, bad.data, bad.manifest, method="fine_tune", steps=10, progress=False).accepted
+True
+>>> claims = audit(trainer, bad.data, bad.manifest, original=before, cost_limit=10)["claims"]
+>>> [(claim["text"], claim["holds"]) for claim in claims if claim["claim"] == "changed"]
+[('its weights are not those of the agent before unlearning', True)]
 """
 import importlib
 
