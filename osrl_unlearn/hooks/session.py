@@ -1,67 +1,28 @@
 """One run of an unedited script with --poison, --unlearn or --dataset: what is wrapped, and what happens after it."""
-import ast
 import dataclasses
 import functools
 import json
 import os
 import random
 import time
-from typing import Any, List, Optional
+from typing import List
 
 import numpy as np
 
 from osrl_unlearn import environments, rundir
 from osrl_unlearn.data.dataset import check_arrays, check_file
 from osrl_unlearn.data.manifest import ForgetManifest
-from osrl_unlearn.data.poison import REQUIRED, poison
+from osrl_unlearn.data.poison import poison
 from osrl_unlearn.engine import check_seen
-from osrl_unlearn.errors import IncompatibleAgent, OsrlUnlearnError, RunError
-from osrl_unlearn.files import sha256_file
+from osrl_unlearn.errors import OsrlUnlearnError, RunError
 from osrl_unlearn.hooks.patching import Patch, PatchSet
 from osrl_unlearn.hooks.reach import ENOUGH, Reach, columns_of
-from osrl_unlearn.hooks.repeat import Skipped, fingerprint
+from osrl_unlearn.hooks.records import Record, Training, equal
+from osrl_unlearn.hooks.refusals import without_trainer
+from osrl_unlearn.hooks.repeat import Skipped, file_hashes, fingerprint
 from osrl_unlearn.hooks.seams import SEAMS
 from osrl_unlearn.registry import ADAPTERS
 from osrl_unlearn.status import say
-
-
-@dataclasses.dataclass
-class Record:
-    """One data dictionary that a script got from ``pre_process_data``."""
-    given: Any  # what the script has, and may change in place
-    data: Any   # the same columns, as they were
-    ids: Any
-    manifest: Optional[ForgetManifest]
-    task: str
-    cost_limit: Optional[float]
-    python_random: Any
-    dataset: Optional[str] = None
-    reward_scale: Optional[float] = None
-    cost_scale: Optional[float] = None
-    rows: Optional[int] = None  # how many it gave to one of OSRL's datasets
-    saved: bool = False
-
-
-@dataclasses.dataclass
-class Training:
-    """One trainer of the script, or one model that it updates without a trainer."""
-    trainer: Any
-    updates: int = 0
-    seconds: float = 0.0
-    batch_size: Optional[int] = None
-    record: Optional[Record] = None
-    reach: Optional[Reach] = None
-    saved: int = 0  # after how many updates its last checkpoint was saved
-
-    @property
-    def folder(self):
-        """The run directory, or None if the trainer's logger writes no files."""
-        return getattr(getattr(self.trainer, "logger", None), "log_dir", None)
-
-    @property
-    def name(self):
-        """What to call it in messages."""
-        return type(self.trainer).__name__
 
 
 class Session:
@@ -162,7 +123,7 @@ class Session:
         marked = rundir.completed(folder) or {}
         folders = [os.path.normpath(os.path.join(folder, run)) for run in marked.get("runs", ())]
         if (folders and all((rundir.completed(run) or {}).get("command") == self._command for run in folders)
-                and marked.get("data", {}) == _hashes(marked.get("data", {}))):
+                and marked.get("data", {}) == file_hashes(marked.get("data", {}))):
             say("{} is complete (.complete): it is not trained again; delete the folder to start anew".format(
                 ", ".join(folders)))
             self._skipped = folders
@@ -226,7 +187,7 @@ class Session:
             data = self._prepare(self._env, dict(data), random.getstate())
         original(dataset, data, *args, **kwargs)
         for record in self.records:
-            if record.given is data or _equal(record.data, data):
+            if record.given is data or equal(record.data, data):
                 record.reward_scale, record.cost_scale = float(dataset.reward_scale), float(dataset.cost_scale)
                 record.rows = len(data["rewards"])
 
@@ -244,7 +205,7 @@ class Session:
         if self._off or self._building or any(training.trainer is model for training in self.trainings):
             return
         if self.unlearn is not None:
-            raise _without_trainer(model)
+            raise without_trainer(model)
         self._watch(model, next(name for name in ("update", "critic_loss", "actor_loss") if hasattr(model, name)))
 
     def _forward(self, original, model, *args, **kwargs):
@@ -252,7 +213,7 @@ class Session:
         import torch
         if (self.unlearn is not None and not self._off and model.training and torch.is_grad_enabled()
                 and not any(getattr(training.trainer, "model", None) is model for training in self.trainings)):
-            raise _without_trainer(model)
+            raise without_trainer(model)
         return original(model, *args, **kwargs)
 
     def _watch(self, trainer, name):
@@ -418,7 +379,7 @@ class Session:
         """Mark what was trained, if all of it can be taken up again from its run directories."""
         folders = [training.folder for training in trained]
         if self._command is not None and all(folders) and all(t.saved == t.updates for t in trained):
-            data = _hashes({record.dataset for record in self.records if record.dataset})
+            data = file_hashes({record.dataset for record in self.records if record.dataset})
             for folder in folders:
                 rundir.complete(folder, {"command": self._command, "data": data,
                                          "runs": [os.path.relpath(other, folder) for other in folders]})
@@ -469,39 +430,3 @@ class Session:
                                  train_seconds=training.seconds, reward_scale=record.reward_scale,
                                  cost_scale=record.cost_scale, dataset=record.dataset,
                                  python_random=record.python_random)
-
-
-def _without_trainer(model):
-    return IncompatibleAgent(type(model).__name__, [
-        "the script updates it itself, without one of OSRL's trainers: construct one, which may be a subclass, and "
-        "call its train_one_step()"])
-
-
-def refuse_unsupported(source, path):
-    """Raise IncompatibleAgent if a script imports trainers of OSRL, but none that can be unlearned.
-
-    Looking at the imports finds this before the script has written anything.
-    """
-    supported = {seam.target.partition(":")[2].split(".")[0] for seam in SEAMS}
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return  # running the script will say it better
-    trainers = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
-                and (node.module or "").startswith("osrl.algorithms")
-                for alias in node.names if alias.name.endswith("Trainer")}
-    if trainers and not trainers & supported:
-        raise IncompatibleAgent("the agent of {}".format(path), [
-            "it is trained by {}; --unlearn works with {}".format(
-                ", ".join(sorted(trainers)), ", ".join(sorted(t for t in supported if t.endswith("Trainer"))))])
-
-
-def _hashes(paths):
-    """{absolute path: hash of the file, None if there is none}."""
-    return {path: sha256_file(path) if os.path.isfile(path) else None for path in map(os.path.abspath, sorted(paths))}
-
-
-def _equal(one, other):
-    """Whether a dictionary of arrays holds the same columns, such as a copy that a script made."""
-    return isinstance(other, dict) and all(
-        name in other and np.array_equal(one[name], other[name]) for name in REQUIRED)

@@ -96,7 +96,7 @@ def _begin():
     else:
         plain = _Plain(line.ours)
         if plain.session.unlearn is not None:
-            from osrl_unlearn.hooks.session import refuse_unsupported
+            from osrl_unlearn.hooks.refusals import refuse_unsupported
             refuse_unsupported(source, path)
     sys.argv[1:] = line.rest
 
