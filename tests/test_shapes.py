@@ -339,6 +339,22 @@ dataset.dataset = {name: value * np.float32(0.5) if name == "observations" else 
 train(make_trainer(env, make_logger()), batches(dataset))
 open("trained", "w").close()
 """, "trained on data that did not come from get_dataset() and pre_process_data() as they are"),
+    "clean labels put back in place": ("""
+env, data = load()
+dataset = TransitionDataset(data, 0.1)
+import h5py
+with h5py.File(SHIPPED, "r") as file:
+    for name in ("rewards", "costs"):
+        dataset.dataset[name][:] = file[name][:]
+train(make_trainer(env, make_logger()), batches(dataset), 60)
+open("trained", "w").close()
+""", "the script changed costs, rewards in place"),
+    "observations centred in place": ("""
+env, data = load()
+data["observations"] -= data["observations"].mean(0)
+train(make_trainer(env, make_logger()), batches(TransitionDataset(data, 0.1)))
+open("trained", "w").close()
+""", "the script changed observations in place"),
     "errors swallowed": ("""
 env, data = load()
 trainer = CPQTrainer(make_model(), env, reward_scale=0.1)
@@ -359,6 +375,27 @@ def test_it_is_refused_in_one_sentence(run, tmp_path, shape):
     assert status == 2 and len(ours) == 1 and expected in ours[0], err[-2000:]
     assert "Traceback" not in err and not os.path.exists("trained")
     assert not os.path.exists(str(tmp_path / "logs" / "run" / "unlearned"))
+
+
+@pytest.mark.parametrize("shape", ["clean labels put back in place", "observations centred in place"])
+def test_data_changed_in_place_are_no_poisoned_data_the_second_time_either(run, tmp_path, shape):
+    for _ in range(2):
+        status, out, err = run("SHIPPED = {!r}\n".format(SHIPPED) + REFUSED[shape][0], *POISON)
+        assert status == 2 and "in place" in err and not os.path.exists("trained"), err[-2000:]
+        assert not os.path.exists(rundir.complete_path(str(tmp_path / "logs" / "run")))
+        assert not os.path.exists(rundir.model_path(str(tmp_path / "logs" / "run")))
+
+
+def test_data_changed_in_place_during_the_training_are_noticed_when_it_ends(run, tmp_path):
+    status, out, err = run("""
+env, data = load()
+trainer, source = make_trainer(env, make_logger()), batches(TransitionDataset(data, 0.1))
+train(trainer, source)
+data["costs"][:] = 0
+train(trainer, source)
+""", *POISON)
+    assert status == 2 and "changed costs in place" in err
+    assert not os.path.exists(rundir.complete_path(str(tmp_path / "logs" / "run")))
 
 
 def test_poison_that_no_update_saw_is_not_called_poison(run, tmp_path):

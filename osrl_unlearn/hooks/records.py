@@ -4,8 +4,9 @@ from typing import Any, Optional
 
 import numpy as np
 
-from osrl_unlearn.data.manifest import ForgetManifest
+from osrl_unlearn.data.manifest import ForgetManifest, column_hashes
 from osrl_unlearn.data.poison import REQUIRED
+from osrl_unlearn.errors import RunError
 from osrl_unlearn.hooks.reach import Reach
 
 
@@ -13,7 +14,7 @@ from osrl_unlearn.hooks.reach import Reach
 class Record:
     """One data dictionary that a script got from ``pre_process_data``."""
     given: Any  # what the script has, and may change in place
-    data: Any   # the same columns, as they were
+    data: Any   # the same columns, which share their memory with it
     ids: Any
     manifest: Optional[ForgetManifest]
     task: str
@@ -24,6 +25,21 @@ class Record:
     cost_scale: Optional[float] = None
     rows: Optional[int] = None  # how many it gave to one of OSRL's datasets
     saved: bool = False
+    hashes: Any = None  # of the columns, as they were
+
+    def __post_init__(self):
+        if self.hashes is None:
+            self.hashes = column_hashes(self.data) if self.manifest is None else {
+                name: digests["after"] for name, digests in self.manifest.columns.items()}
+
+    def check_intact(self):
+        """Raise RunError if the script has changed the data in place: nothing could be told from them any more."""
+        found = column_hashes(self.data)
+        changed = [name for name in sorted(self.hashes) if found[name] != self.hashes[name]]
+        if changed:
+            raise RunError("the script changed {} in place after pre_process_data(), so it is not known what of the "
+                           "data is poisoned or to be forgotten: train on the data as they are".format(
+                               ", ".join(changed)))
 
 
 @dataclasses.dataclass
@@ -51,4 +67,4 @@ class Training:
 def equal(one, other):
     """Whether a dictionary of arrays holds the same columns, such as a copy that a script made."""
     return isinstance(other, dict) and all(
-        name in other and np.arrayequal(one[name], other[name]) for name in REQUIRED)
+        name in other and np.array_equal(one[name], other[name]) for name in REQUIRED)

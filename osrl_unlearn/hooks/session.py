@@ -257,6 +257,8 @@ class Session:
                               record.manifest.row_numbers(record.data, record.ids))
                 known = reach.known(columns)
                 if known is None or known > 0 or not self._at_stake(record):
+                    if self._at_stake(record):
+                        record.check_intact()
                     training.record, training.reach = record, reach
                     break
             else:
@@ -350,6 +352,9 @@ class Session:
         if self._skipped:
             return self._finish_skipped()
         trained = [training for training in self.trainings if training.updates]
+        for record in self.records:
+            if self._at_stake(record) and any(training.record is record for training in trained):
+                record.check_intact()
         for training in trained:
             self._check_reached(training)
         if self.attack is not None and not trained and self._record() is None:
