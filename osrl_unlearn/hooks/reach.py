@@ -87,7 +87,10 @@ class Reach:
 
 
 def columns_of(function, trainer, args, kwargs):
-    """{name: tensor} of a call of ``train_one_step``, which takes columns, or a list or dictionary of them."""
+    """{name: tensor} of a call of ``train_one_step``, which takes columns, or a list or dictionary of them.
+
+    Those of a call of ``CDT.forward`` get the names that CDTTrainer has for them.
+    """
     arguments = list(inspect.signature(function).bind(trainer, *args, **kwargs).arguments.items())[1:]
     if len(arguments) == 1 and isinstance(arguments[0][1], (list, tuple)):
         values = arguments[0][1]
@@ -95,7 +98,12 @@ def columns_of(function, trainer, args, kwargs):
         return dict(zip(_names(type(trainer), function.__name__), values))
     if len(arguments) == 1 and isinstance(arguments[0][1], dict):
         return arguments[0][1]
-    return dict(arguments)
+    columns = dict(arguments)
+    if "returns_to_go" in columns:
+        padding = columns.get("padding_mask")
+        mask = torch.ones(columns["states"].shape[:2]) if padding is None else ~padding.bool()
+        columns.update(returns=columns["returns_to_go"], costs_return=columns["costs_to_go"], mask=mask)
+    return columns
 
 
 def _names(cls, method):

@@ -1,13 +1,12 @@
 """One run of an unedited script with --poison, --unlearn or --dataset: what is wrapped, and what happens after it."""
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import random
 import time
 from typing import List
-
-import numpy as np
 
 from osrl_unlearn import environments, rundir
 from osrl_unlearn.data.dataset import check_arrays, check_file
@@ -16,13 +15,13 @@ from osrl_unlearn.data.poison import poison
 from osrl_unlearn.engine import check_seen
 from osrl_unlearn.errors import OsrlUnlearnError, RunError
 from osrl_unlearn.hooks.patching import Patch, PatchSet
-from osrl_unlearn.hooks.reach import ENOUGH, Reach, columns_of
+from osrl_unlearn.hooks.reach import ENOUGH, columns_of
 from osrl_unlearn.hooks.records import Record, Training, equal
 from osrl_unlearn.hooks.refusals import without_trainer
 from osrl_unlearn.hooks.repeat import Skipped, file_hashes, fingerprint
 from osrl_unlearn.hooks.seams import SEAMS
 from osrl_unlearn.registry import ADAPTERS
-from osrl_unlearn.status import say
+from osrl_unlearn.status import say, warn
 
 
 class Session:
@@ -186,10 +185,12 @@ class Session:
             # The script left pre_process_data out.
             data = self._prepare(self._env, dict(data), random.getstate())
         original(dataset, data, *args, **kwargs)
+        given = inspect.signature(original).bind(dataset, data, *args, **kwargs).arguments
         for record in self.records:
             if record.given is data or equal(record.data, data):
                 record.reward_scale, record.cost_scale = float(dataset.reward_scale), float(dataset.cost_scale)
                 record.rows = len(data["rewards"])
+                record.datasets.append((dataset, given.get("cost_reverse", False)))
 
     def _new_trainer(self, original, trainer, *args, **kwargs):
         before, self._building = self._building, True
@@ -211,10 +212,15 @@ class Session:
     def _forward(self, original, model, *args, **kwargs):
         # CDT has no setup_optimizers(): what shows that a script updates it itself is that gradients are wanted.
         import torch
-        if (self.unlearn is not None and not self._off and model.training and torch.is_grad_enabled()
-                and not any(getattr(training.trainer, "model", None) is model for training in self.trainings)):
+        if (self._off or self._inside or not model.training or not torch.is_grad_enabled()
+                or self.attack is None and self.unlearn is None
+                or any(getattr(training.trainer, "model", None) is model for training in self.trainings)):
+            return original(model, *args, **kwargs)
+        if self.unlearn is not None:
             raise without_trainer(model)
-        return original(model, *args, **kwargs)
+        if not any(training.trainer is model for training in self.trainings):
+            self.trainings.append(Training(model))
+        return self._train_one_step(original, model, *args, **kwargs)
 
     def _watch(self, trainer, name):
         """See what ``trainer`` is given, also if its class has a method of its own for that."""
@@ -253,8 +259,7 @@ class Session:
             return
         if reach is None:
             for record in reversed(self.records):
-                reach = Reach(record.data, np.empty(0, np.int64) if record.manifest is None else
-                              record.manifest.row_numbers(record.data, record.ids))
+                reach = record.reach()
                 known = reach.known(columns)
                 if known is None or known > 0 or not self._at_stake(record):
                     if self._at_stake(record):
@@ -277,6 +282,9 @@ class Session:
                            "replaced the dataset".format(updates, training.name))
         reach = training.reach
         reach.look(columns, record.reward_scale, record.cost_scale, getattr(training.trainer, "cost_reverse", False))
+        if record.datasets:
+            for same in (other for other in self.records if other.hashes == record.hashes):
+                same.datasets = []  # nothing but the batches counts, and they need memory
         if not reach.reached and reach.otherwise >= ENOUGH:
             raise RunError("{} is given the observations of the forget set, but with other actions, rewards or costs "
                            "than the data have: the script changed or scaled them after OSRL's dataset".format(
@@ -357,6 +365,8 @@ class Session:
                 record.check_intact()
         for training in trained:
             self._check_reached(training)
+        if self.attack is not None:
+            self._check_unseen(trained)
         if self.attack is not None and not trained and self._record() is None:
             raise RunError("the script never gave the poisoned data to one of OSRL's datasets (TransitionDataset, "
                            "SequenceDataset): what it trained is not known to be poisoned")
@@ -392,12 +402,24 @@ class Session:
     def _check_reached(self, training):
         reach = training.reach
         if reach is not None and not reach.looked and self._at_stake(training.record):
-            say("the batches of {} hold no observations under a name of OSRL's, so it was not checked that they come "
-                "from the poisoned data".format(training.name))
+            warn("the batches of {} hold no observations under a name of OSRL's, so it was not checked that they come "
+                 "from the poisoned data".format(training.name))
         elif reach is not None and reach.rows and not reach.reached:
             raise RunError("none of the {:,} rows of the forget set reached {} in {:,} updates: {}".format(
                 reach.rows, training.name, training.updates, "there is nothing to forget" if self.attack is None else
                 "it is not poisoned"))
+
+    def _check_unseen(self, trained):
+        """Data that no training was seen to use must at least be in the dataset that got them."""
+        seen = [training.record.hashes for training in trained if training.reach.looked]
+        unseen = [record for record in self.records
+                  if record.rows is not None and record.hashes not in seen and self._at_stake(record)]
+        for record in unseen:
+            record.check_intact()
+            record.check_datasets()
+        if unseen and not any(training.record in unseen for training in trained):
+            warn("no trainer of OSRL's was given the poisoned data: they are in the script's dataset, but it was not "
+                 "checked that they reach what the script trains")
 
     def _unlearn(self, training, progress):
         from osrl_unlearn.unlearning import Trained, run_unlearning
