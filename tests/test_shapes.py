@@ -275,6 +275,26 @@ print("result 1.0")
     assert "the forget manifest is " + rundir.manifest_path(str(tmp_path)) in err
 
 
+NAMES = """
+class Mine(CPQTrainer):
+    def train_one_step(self, o, o2, a, r, c, d, weights, rows):
+        super().train_one_step(o, o2, a, r, c, d)
+
+env, data = load()
+dataset = TransitionDataset(data, 0.1)
+"""
+NAMES_LOOP = """
+trainer = make_trainer(env, make_logger(), Mine)
+train(trainer, ((*columns, None, None) for columns in batches(dataset)), 60)
+"""
+
+
+def test_columns_with_names_of_its_own_do_not_stop_a_script_that_only_poisons(run, tmp_path):
+    status, out, err = run(NAMES + NAMES_LOOP + "trainer.logger.save_checkpoint(3)", *POISON)
+    assert status == 0 and poisoned(tmp_path) == 16800, err[-2000:]
+    assert err.count("warning: Mine cannot be unlearned") == 1 and "it was not checked" not in err
+
+
 OWN = """
 class Trainer:
     def __init__(self, logger):
@@ -318,6 +338,11 @@ trainer.logger.save_checkpoint()
 """, *POISON)
     assert status == 2 and "the script replaced the data of its TransitionDataset" in err, err[-2000:]
     assert not os.path.exists(rundir.complete_path(str(tmp_path / "logs" / "run")))
+
+
+def test_clean_data_are_refused_whatever_the_script_calls_the_columns(run):
+    status, out, err = run("SHIPPED = {!r}\n".format(SHIPPED) + NAMES + PUT_BACK + NAMES_LOOP, *POISON)
+    assert status == 2 and "with other actions, rewards or costs than the data have" in err, err[-2000:]
 
 
 @pytest.mark.parametrize("clean", [False, True])
@@ -396,6 +421,14 @@ dataset.dataset = {name: value * np.float32(0.5) if name == "observations" else 
 train(make_trainer(env, make_logger()), batches(dataset))
 open("trained", "w").close()
 """, "trained on data that did not come from get_dataset() and pre_process_data() as they are"),
+    "names of its own": ("""
+class Mine(CPQTrainer):
+    def train_one_step(self, o, o2, a, r, c, d):
+        open("trained", "w").close()
+
+env, data = load()
+train(make_trainer(env, make_logger(), Mine), batches(TransitionDataset(data, 0.1)))
+""", "Mine cannot be unlearned: its train_one_step asks for 'o'"),
     "clean labels put back in place": ("""
 env, data = load()
 dataset = TransitionDataset(data, 0.1)

@@ -8,6 +8,7 @@ from osrl_unlearn.data.trajectories import to_go
 from osrl_unlearn.data.views import Batch
 
 ENOUGH = 64  # rows with the observation of a forget row and other labels: by then it is no chance
+_KNOWN = {"observations", "states"}  # what OSRL's trainers call them
 
 
 class Reach:
@@ -99,6 +100,12 @@ def columns_of(function, trainer, args, kwargs):
     if len(arguments) == 1 and isinstance(arguments[0][1], dict):
         return arguments[0][1]
     columns = dict(arguments)
+    if args and not _KNOWN & set(columns):
+        columns = dict(zip(_names(type(trainer), function.__name__), args))
+        shapes = {getattr(columns[name], "shape", None) for name in ("observations", "next_observations")
+                  if name in columns}
+        if len(shapes) > 1:
+            return dict(arguments)  # the script's own order
     if "returns_to_go" in columns:
         padding = columns.get("padding_mask")
         mask = torch.ones(columns["states"].shape[:2]) if padding is None else ~padding.bool()
@@ -107,13 +114,14 @@ def columns_of(function, trainer, args, kwargs):
 
 
 def _names(cls, method):
-    """Names of a trainer's columns: those of the first class whose method names them one by one."""
+    """Names of a trainer's columns: those of the first class whose method names them one by one, as OSRL does."""
+    found = []
     for base in cls.__mro__:
         if method in vars(base):
             parameters = list(inspect.signature(vars(base)[method]).parameters.values())[1:]
             if len(parameters) > 1 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
-                return [p.name for p in parameters]
-    return Batch._fields
+                found.append([p.name for p in parameters])
+    return ([names for names in found if _KNOWN & set(names)] or found or [Batch._fields])[0]
 
 
 def _mask(columns):

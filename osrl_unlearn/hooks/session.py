@@ -13,7 +13,7 @@ from osrl_unlearn.data.dataset import check_arrays, check_file
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.engine import check_seen
-from osrl_unlearn.errors import OsrlUnlearnError, RunError
+from osrl_unlearn.errors import IncompatibleAgent, OsrlUnlearnError, RunError
 from osrl_unlearn.hooks.patching import Patch, PatchSet
 from osrl_unlearn.hooks.reach import ENOUGH, columns_of
 from osrl_unlearn.hooks.records import Record, Training, equal
@@ -46,7 +46,7 @@ class Session:
         self.patch_set = PatchSet()
         self._started = os.getcwd()
         self._path = self._env = self._error = None
-        self._watched = set()
+        self._watched, self._warned = set(), set()
         self._command = None  # see hooks/repeat.py
         self._skipped: List[str] = []
         self._inside = self._building = False  # a subclass calls what it overrides
@@ -333,14 +333,25 @@ class Session:
         record = training.record if training is not None and training.record is not None else self._record()
         if record is None or not logger.log_dir:
             return
-        from osrl_unlearn.files import save_tensors
         self._save_manifest(record, logger.log_dir)
         if training is not None and hasattr(training.trainer, "train_one_step"):
-            suffix = "{:d}".format(suffix) if isinstance(suffix, int) else suffix
-            save_tensors(rundir.state_path(logger.log_dir, suffix),
-                         self._side_state(training, self._adapter(training), record))
-            if suffix is None:
-                training.saved = training.updates
+            self._save_state(training, record, suffix)
+
+    def _save_state(self, training, record, suffix):
+        from osrl_unlearn.files import save_tensors
+        try:
+            state = self._side_state(training, self._adapter(training), record)
+        except IncompatibleAgent as error:
+            if self.unlearn is not None:
+                raise
+            if id(training.trainer) not in self._warned:
+                self._warned.add(id(training.trainer))
+                warn("{}; its checkpoints are saved without state.pt".format(error))
+            return
+        suffix = "{:d}".format(suffix) if isinstance(suffix, int) else suffix
+        save_tensors(rundir.state_path(training.folder, suffix), state)
+        if suffix is None:
+            training.saved = training.updates
 
     def _save_manifest(self, record, folder):
         from osrl_unlearn.files import save_tensors
