@@ -291,6 +291,14 @@ def test_a_script_that_runs_already_cannot_be_left_out():
 
 @pytest.mark.parametrize("body, text", [
     ("", "the script never called its function under pyrallis.wrap()"),
+    ("""
+import atexit
+atexit.register(print, 'bye')
+try:
+    main()
+except:
+    pass
+""", "python -m pip install oapackage"),
     ("import atexit; atexit.register(print, 'bye'); main()", "python -m pip install oapackage")])
 def test_what_stops_short_of_training_is_one_line_and_no_success(enabled, package, tmp_path, body, text):
     (tmp_path / "script.py").write_text("""

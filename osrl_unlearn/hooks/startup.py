@@ -18,6 +18,7 @@ _LINE_FILE = "osrl_unlearn_startup.pth"
 # Python executes this at every start, also in other programs, and also after this package has been uninstalled.
 _LINE = ("import sys; any(a.startswith(('--poison', '--unlearn')) for a in getattr(sys, 'argv', [])[1:]) and exec('try:"
          "\\n from osrl_unlearn.hooks.startup import wait\\nexcept ImportError:\\n pass\\nelse:\\n wait()')\n")
+_status = None  # of a process that was ended: python exits with it even if the script swallows SystemExit
 _taken = False  # whether somebody, our runner or an earlier call, looks after the flags of this process
 
 
@@ -59,6 +60,7 @@ def activate():
     if _taken or not given(sys.argv[1:]):
         return
     take()
+    atexit.register(_leave)
     try:
         _begin()
     except BaseException as error:
@@ -67,14 +69,24 @@ def activate():
 
 def _stop(error):
     """End the process: whoever imports ``osrl`` may swallow other errors, and train without what was asked for."""
+    global _status
     if isinstance(error, SystemExit):
+        _status = error.code
         raise error
     from osrl_unlearn import cli
-    status = cli.explain(error)
-    if status is None:
+    _status = cli.explain(error)
+    if _status is None:
         traceback.print_exception(type(error), error, error.__traceback__)
-        status = 1
-    raise SystemExit(status)
+        _status = 1
+    raise SystemExit(_status)
+
+
+def _leave():
+    """While python exits, nothing else changes its status."""
+    if _status:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(_status)
 
 
 def _begin():
@@ -182,13 +194,12 @@ class _Plain:
         return result
 
     def _nothing_ran(self):
-        if self.calls or getattr(sys, "last_type", None) is not None:
+        global _status
+        if self.calls or _status or getattr(sys, "last_type", None) is not None:
             return
         print("osrl-unlearn: error: the script never called its function under pyrallis.wrap(): nothing was "
               "poisoned or unlearned", file=sys.stderr)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(2)  # while python exits, nothing else changes its status
+        _status = 2
 
 
 # The line that python executes when it starts ------------------------------------------------------------------------
