@@ -2,13 +2,21 @@
 import ast
 
 from osrl_unlearn.errors import IncompatibleAgent
-from osrl_unlearn.hooks.seams import SEAMS
+from osrl_unlearn.hooks.seams import TRAINERS
 
 
 def without_trainer(model):
+    """The IncompatibleAgent for one of OSRL's models that a script updates itself."""
     return IncompatibleAgent(type(model).__name__, [
         "the script updates it itself, without one of OSRL's trainers: construct one, which may be a subclass, and "
         "call its train_one_step()"])
+
+
+def untrained():
+    """The IncompatibleAgent for a script that updates, or saves, something before it has one of OSRL's trainers."""
+    return IncompatibleAgent("what the script trains", [
+        "it has none of OSRL's trainers ({}): construct one, which may be a subclass, before the first update".format(
+            ", ".join(TRAINERS))])
 
 
 def refuse_unsupported(source, path):
@@ -16,7 +24,6 @@ def refuse_unsupported(source, path):
 
     Looking at the imports finds this before the script has written anything.
     """
-    supported = {seam.target.partition(":")[2].split(".")[0] for seam in SEAMS}
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -24,7 +31,7 @@ def refuse_unsupported(source, path):
     trainers = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
                 and (node.module or "").startswith("osrl.algorithms")
                 for alias in node.names if alias.name.endswith("Trainer")}
-    if trainers and not trainers & supported:
+    if trainers and trainers.isdisjoint(TRAINERS):
         raise IncompatibleAgent("the agent of {}".format(path), [
             "it is trained by {}; --unlearn works with {}".format(
-                ", ".join(sorted(trainers)), ", ".join(sorted(t for t in supported if t.endswith("Trainer"))))])
+                ", ".join(sorted(trainers)), ", ".join(TRAINERS))])

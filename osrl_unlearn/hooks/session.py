@@ -17,7 +17,7 @@ from osrl_unlearn.errors import IncompatibleAgent, OsrlUnlearnError, RunError
 from osrl_unlearn.hooks.patching import Patch, PatchSet
 from osrl_unlearn.hooks.reach import ENOUGH, columns_of
 from osrl_unlearn.hooks.records import Record, Training, equal
-from osrl_unlearn.hooks.refusals import without_trainer
+from osrl_unlearn.hooks.refusals import untrained, without_trainer
 from osrl_unlearn.hooks.repeat import Skipped, file_hashes, fingerprint
 from osrl_unlearn.hooks.seams import SEAMS
 from osrl_unlearn.registry import ADAPTERS
@@ -62,12 +62,13 @@ class Session:
         """The PatchSet, in which each seam is wrapped as soon as the script imports its module."""
         around = {"get_dataset": self._get_dataset, "pre_process_data": self._pre_process_data,
                   "save_checkpoint": self._save_checkpoint, "setup_optimizers": self._setup_optimizers,
-                  "store": self._store, "forward": self._forward}
+                  "store": self._store, "forward": self._forward, "backward": self._backward}
         modules = {}
         for seam in SEAMS:
             owner, _, name = seam.target.partition(":")[2].rpartition(".")
-            if name == "train_one_step":
-                continue  # wrapped where a trainer's class has it, when there is one
+            # The first is wrapped where a trainer's class has it, when there is one.
+            if name == "train_one_step" or name == "backward" and self.unlearn is None:
+                continue
             call = around.get(name) or (self._new_dataset if owner.endswith("Dataset") else self._new_logger
                                         if owner.endswith("Logger") else self._new_trainer)
             modules.setdefault(seam.target.partition(":")[0], []).append(
@@ -222,6 +223,15 @@ class Session:
             self.trainings.append(Training(model))
         return self._train_one_step(original, model, *args, **kwargs)
 
+    def _backward(self, original, loss, *args, **kwargs):
+        self._check_trainer()
+        return original(loss, *args, **kwargs)
+
+    def _check_trainer(self):
+        """Say at the first update, not after the training, that there is no trainer whose agent can be unlearned."""
+        if self.unlearn is not None and self.records and not self.trainings and not self._off:
+            raise untrained()
+
     def _watch(self, trainer, name):
         """See what ``trainer`` is given, also if its class has a method of its own for that."""
         if not any(training.trainer is trainer for training in self.trainings):
@@ -328,6 +338,7 @@ class Session:
         return adapt(training.trainer, config)
 
     def _save_checkpoint(self, original, logger, suffix=None):
+        self._check_trainer()
         original(logger, suffix)
         training = next((t for t in reversed(self.trainings) if getattr(t.trainer, "logger", None) is logger), None)
         record = training.record if training is not None and training.record is not None else self._record()
