@@ -271,8 +271,9 @@ for _ in range(3):
 print("result 1.0")
 """, *POISON)
     assert (status, out.splitlines()[-1]) == (0, "result 1.0"), err
-    assert ForgetManifest.load(rundir.manifest_path(str(tmp_path))).rows == 16800
-    assert "the forget manifest is " + rundir.manifest_path(str(tmp_path)) in err
+    path = str(tmp_path / "osrl-unlearn" / "forget.json")
+    assert ForgetManifest.load(path).rows == 16800 and "the forget manifest is " + path in err
+    assert not os.path.exists("osrl_unlearn")  # python would take such a folder for the package
 
 
 def test_at_a_rate_of_0_the_script_may_do_with_the_data_what_it_likes(run, tmp_path):

@@ -167,6 +167,22 @@ def test_a_patched_osrl_names_a_plugin_that_fails_and_goes_on(patched, tmp_path)
     assert "the plugin 'bad' failed: ModuleNotFoundError" in done.stderr and "'worse' failed" in done.stderr
 
 
+@needs_git
+@pytest.mark.parametrize("flags, status", [(["--poison", "cost_hide"], 2), (["--seed", "1"], 0)])
+def test_a_patched_osrl_whose_plugin_is_broken_trains_nothing_that_should_be_poisoned(patched, tmp_path, flags,
+                                                                                      status):
+    # A folder of this name in the working directory takes the package's place, for example.
+    (tmp_path / "osrl_unlearn").mkdir()
+    info = tmp_path / "osrl_unlearn-9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: osrl-unlearn\nVersion: 9\n")
+    (info / "entry_points.txt").write_text("[osrl.plugins]\nosrl_unlearn = osrl_unlearn.no_such_module:f\n")
+    done = run(sys.executable, "-c", "import osrl; print('trained')", *flags, cwd=tmp_path, path=[patched, tmp_path],
+               status=status)
+    assert "the plugin 'osrl_unlearn' failed: ModuleNotFoundError" in done.stderr
+    assert done.stdout == ("" if status else "trained\n")
+
+
 @needs_checkout
 def test_the_published_checkout(package, enabled, tmp_path):
     folder = tmp_path / "OSRL"

@@ -364,13 +364,13 @@ class Session:
         if suffix is None:
             training.saved = training.updates
 
-    def _save_manifest(self, record, folder):
+    def _save_manifest(self, record, *folder):
         from osrl_unlearn.files import save_tensors
         if record.manifest is not None:
-            self._complete(record).save(rundir.manifest_path(folder))
+            self._complete(record).save(rundir.manifest_path(*folder))
             record.saved = True
             if self.attack is not None and self.attack.state():
-                save_tensors(rundir.attack_path(folder), self.attack.state())
+                save_tensors(rundir.attack_path(*folder), self.attack.state())
 
     # After the script -------------------------------------------------------------------------------------------------
 
@@ -394,9 +394,10 @@ class Session:
                            "SequenceDataset): what it trained is not known to be poisoned")
         if self.attack is not None:
             if not any(record.saved for record in self.records):
-                self._save_manifest(self._record() or trained[-1].record, os.getcwd())
+                here = os.getcwd(), rundir.LOOSE_FOLDER
+                self._save_manifest(self._record() or trained[-1].record, *here)
                 say("no checkpoint was saved with a logger of fsrl's, so the forget manifest is {}".format(
-                    rundir.manifest_path(os.getcwd())))
+                    rundir.manifest_path(*here)))
         self._mark_complete(trained)
         if self.unlearn is None:
             return None
