@@ -115,9 +115,12 @@ def _begin():
 
 def _trains_under_pyrallis(source):
     """Whether the script decorates a function with ``pyrallis.wrap()``, as OSRL's scripts do."""
-    tree = ast.parse(source)
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.asname or alias.name for node in nodes if isinstance(node, ast.Import)
+             for alias in node.names if alias.name == "pyrallis"}
     return any(isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Attribute)
-               and decorator.func.attr == "wrap" for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+               and decorator.func.attr == "wrap" and isinstance(decorator.func.value, ast.Name)
+               and decorator.func.value.id in names for node in nodes if isinstance(node, ast.FunctionDef)
                for decorator in node.decorator_list)
 
 
