@@ -71,7 +71,9 @@ open("trained", "w").close()
     assert not os.path.exists("trained") and not os.path.exists(rundir.model_path(str(tmp_path / "logs" / "run")))
 
 
-@pytest.mark.parametrize("dataset", ["", "dataset.dataset = SequenceDataset(dataset.dataset, 5, 0.1).dataset"])
+@pytest.mark.parametrize("dataset", [
+    "", "dataset.dataset = SequenceDataset(dataset.dataset, 5, 0.1).dataset",
+    "dataset.dataset = dict(data, observations=data['observations'][:, :3])"])
 def test_a_trainer_of_its_own_whose_data_are_clean_is_refused(run, tmp_path, dataset):
     status, out, err = run("SHIPPED = {!r}\n".format(SHIPPED) + OWN + PUT_BACK + dataset + """
 trainer.logger.save_checkpoint()

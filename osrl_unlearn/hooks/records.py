@@ -26,8 +26,8 @@ class Record:
     cost_scale: Optional[float] = None
     rows: Optional[int] = None  # how many it gave to one of OSRL's datasets
     saved: bool = False
-    hashes: Any = None  # of the columns, as they were
-    datasets: List[Any] = dataclasses.field(default_factory=list)  # (one of OSRL's, its cost_reverse): not looked at yet
+    hashes: Any = None  # of the columns, as they were; empty if it does not matter what becomes of them
+    datasets: List[Any] = dataclasses.field(default_factory=list)  # (dataset, its cost_reverse), not seen in use
 
     def __post_init__(self):
         if self.hashes is None:
@@ -53,13 +53,15 @@ class Record:
         for dataset, cost_reverse in self.datasets:
             reach, rows, known = self.reach(), 0, 0.0
             for columns in _blocks(dataset.dataset, cost_reverse):
-                size = len(columns["observations"])
-                rows, known = rows + size, known + size * (reach.known(columns) or 0)
-                reach.look(columns, 1.0, 1.0)
+                size, share = len(columns["observations"]), reach.known(columns)
+                rows += size
+                if share is not None:  # otherwise they have another size
+                    known += size * share
+                    reach.look(columns, 1.0, 1.0)
             if rows and (not known or reach.rows and not reach.reached
                          or self.manifest.removed is not None and round(known) < rows):
-                raise RunError("the script replaced the data of its {}: what it trained is not poisoned".format(
-                    type(dataset).__name__))
+                raise RunError("the script replaced the data of its {}, so what it trained is not known to be "
+                               "poisoned".format(type(dataset).__name__))
 
 
 @dataclasses.dataclass

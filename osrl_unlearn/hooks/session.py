@@ -178,7 +178,8 @@ class Session:
             self.forget = dataclasses.replace(self.forget, dataset=self._path)
             manifest = manifest if self.attack is not None else self.forget
         self.records.append(Record(data, dict(data), ids, manifest, task, getattr(env, "target_cost", None),
-                                   [state[0], list(state[1]), state[2]], self._path))
+                                   [state[0], list(state[1]), state[2]], self._path,
+                                   hashes=None if self.attack is not None or self.unlearn is not None else {}))
         return data
 
     def _new_dataset(self, original, dataset, data, *args, **kwargs):
