@@ -118,3 +118,12 @@ train(trainer, source)
 """, *POISON)
     assert status == 2 and "changed costs in place" in err
     assert not os.path.exists(rundir.complete_path(str(tmp_path / "logs" / "run")))
+
+
+def test_without_poison_a_script_may_change_its_data(run):
+    status, out, err = run("""
+env, data = load()
+data["observations"] -= data["observations"].mean(0)
+train(make_trainer(env, make_logger()), batches(TransitionDataset(data, 0.1)))
+""", "--dataset", SHIPPED)
+    assert status == 0, err[-2000:]

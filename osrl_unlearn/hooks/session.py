@@ -384,16 +384,15 @@ class Session:
             return self._finish_skipped()
         trained = [training for training in self.trainings if training.updates]
         for record in self.records:
-            if self._at_stake(record) and any(training.record is record for training in trained):
+            if any(training.record is record for training in trained) and self._at_stake(record):
                 record.check_intact()
         for training in trained:
             self._check_reached(training)
         if self.attack is not None:
             self._check_unseen(trained)
-        if self.attack is not None and not trained and self._record() is None:
-            raise RunError("the script never gave the poisoned data to one of OSRL's datasets (TransitionDataset, "
-                           "SequenceDataset): what it trained is not known to be poisoned")
-        if self.attack is not None:
+            if not trained and self._record() is None:
+                raise RunError("the script never gave the poisoned data to one of OSRL's datasets (TransitionDataset, "
+                               "SequenceDataset): what it trained is not known to be poisoned")
             if not any(record.saved for record in self.records):
                 here = os.getcwd(), rundir.LOOSE_FOLDER
                 self._save_manifest(self._record() or trained[-1].record, *here)
