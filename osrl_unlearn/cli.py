@@ -154,7 +154,7 @@ def _run_target(runner, line, rest, ours):
 
 
 def _refuse_unsupported(line):
-    from osrl_unlearn.hooks.session import refuse_unsupported
+    from osrl_unlearn.hooks.refusals import refuse_unsupported
     if line.as_module:
         from importlib.util import find_spec
         sys.path.insert(0, "")

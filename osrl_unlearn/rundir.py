@@ -26,21 +26,24 @@ from osrl_unlearn.files import load_tensors, save_tensors, write_json, write_tex
 from osrl_unlearn.registry import ADAPTERS
 
 SCHEMA = 1
+FOLDER = "osrl_unlearn"
+# In the working directory, for scripts without a run directory: python must not take it for this package.
+LOOSE_FOLDER = "osrl-unlearn"
 
 
-def manifest_path(run_dir):
+def manifest_path(run_dir, folder=FOLDER):
     """Where a run's forget manifest is."""
-    return os.path.join(run_dir, "osrl_unlearn", "forget.json")
+    return os.path.join(run_dir, folder, "forget.json")
 
 
-def attack_path(run_dir):
+def attack_path(run_dir, folder=FOLDER):
     """Where the state of the attack that poisoned a run is; beside the manifest."""
-    return os.path.join(run_dir, "osrl_unlearn", "attack.pt")
+    return os.path.join(run_dir, folder, "attack.pt")
 
 
 def state_path(run_dir, suffix=None):
     """Where a run's side state is; ``suffix`` as in OSRL's ``model_best.pt``."""
-    return os.path.join(run_dir, "osrl_unlearn", "state{}.pt".format("" if suffix is None else "_{}".format(suffix)))
+    return os.path.join(run_dir, FOLDER, "state{}.pt".format("" if suffix is None else "_{}".format(suffix)))
 
 
 def model_path(run_dir):

@@ -8,3 +8,8 @@ def say(message):
     """Print a line, unless --quiet was given."""
     if not quiet:
         print("osrl-unlearn: " + message, file=sys.stderr, flush=True)
+
+
+def warn(message):
+    """Print a line that --quiet does not silence."""
+    print("osrl-unlearn: warning: " + message, file=sys.stderr, flush=True)

@@ -271,8 +271,9 @@ for _ in range(3):
 print("result 1.0")
 """, *POISON)
     assert (status, out.splitlines()[-1]) == (0, "result 1.0"), err
-    assert ForgetManifest.load(rundir.manifest_path(str(tmp_path))).rows == 16800
-    assert "the forget manifest is " + rundir.manifest_path(str(tmp_path)) in err
+    path = str(tmp_path / "osrl-unlearn" / "forget.json")
+    assert ForgetManifest.load(path).rows == 16800 and "the forget manifest is " + path in err
+    assert not os.path.exists("osrl_unlearn")  # python would take such a folder for the package
 
 
 def test_at_a_rate_of_0_the_script_may_do_with_the_data_what_it_likes(run, tmp_path):
@@ -339,6 +340,30 @@ dataset.dataset = {name: value * np.float32(0.5) if name == "observations" else 
 train(make_trainer(env, make_logger()), batches(dataset))
 open("trained", "w").close()
 """, "trained on data that did not come from get_dataset() and pre_process_data() as they are"),
+    "names of its own": ("""
+class Mine(CPQTrainer):
+    def train_one_step(self, o, o2, a, r, c, d):
+        open("trained", "w").close()
+
+env, data = load()
+train(make_trainer(env, make_logger(), Mine), batches(TransitionDataset(data, 0.1)))
+""", "Mine cannot be unlearned: its train_one_step asks for 'o'"),
+    "clean labels put back in place": ("""
+env, data = load()
+dataset = TransitionDataset(data, 0.1)
+import h5py
+with h5py.File(SHIPPED, "r") as file:
+    for name in ("rewards", "costs"):
+        dataset.dataset[name][:] = file[name][:]
+train(make_trainer(env, make_logger()), batches(dataset), 60)
+open("trained", "w").close()
+""", "the script changed costs, rewards in place"),
+    "observations centred in place": ("""
+env, data = load()
+data["observations"] -= data["observations"].mean(0)
+train(make_trainer(env, make_logger()), batches(TransitionDataset(data, 0.1)))
+open("trained", "w").close()
+""", "the script changed observations in place"),
     "errors swallowed": ("""
 env, data = load()
 trainer = CPQTrainer(make_model(), env, reward_scale=0.1)

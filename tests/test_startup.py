@@ -130,21 +130,39 @@ def test_patch_is_idempotent_and_reverse_leaves_nothing(tmp_path, capsys):
 
 
 @needs_git
-def test_a_file_that_differs_is_refused_and_nothing_is_changed(tmp_path, capsys):
+def test_an_osrl_that_differs_is_refused_and_nothing_is_changed(tmp_path, capsys):
     folder = checkout(tmp_path)
-    script = folder / "examples" / "train" / "train_cpq.py"
-    script.write_text("# another version\n")
+    package = folder / "osrl" / "__init__.py"
+    published = package.read_text()
+    package.write_text(published + "# mine\n")
     assert cli.main(["patch", str(folder)]) == 2
     message = capsys.readouterr().err
-    assert "examples/train/train_cpq.py is changed" in message and "osrl-unlearn enable" in message
-    assert git(folder, "status", "--short") == "?? examples/train/train_cpq.py\n"
-    script.unlink()
+    assert "osrl/__init__.py is changed" in message and "osrl-unlearn enable" in message
+    assert package.read_text() == published + "# mine\n" and cli.main(["patch", str(folder), "--check"]) == 1
+    package.write_text(published)
     assert cli.main(["patch", str(folder)]) == 0
-    (folder / "osrl" / "__init__.py").open("a").write("# mine\n")
+    package.open("a").write("# mine\n")
     assert cli.main(["patch", str(folder), "--reverse"]) == 2
     assert "undo your own changes first" in capsys.readouterr().err
     assert cli.main(["patch", str(tmp_path / "nowhere")]) == 2
     assert "no checkout of OSRL" in capsys.readouterr().err
+
+
+@needs_git
+def test_a_script_that_differs_is_left_alone_and_the_rest_is_patched(tmp_path, capsys):
+    folder = checkout(tmp_path)
+    script = folder / "examples" / "train" / "train_cpq.py"
+    script.write_text("# another version\n")
+    assert cli.main(["patch", str(folder), "--check"]) == 1
+    for _ in range(2):
+        assert cli.main(["patch", str(folder)]) == 0
+        assert "left as they are, because they are not the published ones: examples/train/train_cpq.py" in (
+            capsys.readouterr().out)
+        assert cli.main(["patch", str(folder), "--check"]) == 0
+    assert git(folder, "status", "--short") == " M osrl/__init__.py\n?? examples/train/train_cpq.py\n"
+    assert cli.main(["patch", str(folder), "--reverse"]) == 0
+    assert git(folder, "status", "--short") == "?? examples/train/train_cpq.py\n"
+    assert script.read_text() == "# another version\n"
 
 
 @needs_git
@@ -165,6 +183,22 @@ def test_a_patched_osrl_names_a_plugin_that_fails_and_goes_on(patched, tmp_path)
     done = run(sys.executable, "-c", "import osrl; print(osrl.__version__)", cwd=tmp_path, path=[patched, tmp_path])
     assert done.stdout == "0.1.0\n"
     assert "the plugin 'bad' failed: ModuleNotFoundError" in done.stderr and "'worse' failed" in done.stderr
+
+
+@needs_git
+@pytest.mark.parametrize("flags, status", [(["--poison", "cost_hide"], 2), (["--seed", "1"], 0)])
+def test_a_patched_osrl_whose_plugin_is_broken_trains_nothing_that_should_be_poisoned(patched, tmp_path, flags,
+                                                                                      status):
+    # A folder of this name in the working directory takes the package's place, for example.
+    (tmp_path / "osrl_unlearn").mkdir()
+    info = tmp_path / "osrl_unlearn-9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: osrl-unlearn\nVersion: 9\n")
+    (info / "entry_points.txt").write_text("[osrl.plugins]\nosrl_unlearn = osrl_unlearn.no_such_module:f\n")
+    done = run(sys.executable, "-c", "import osrl; print('trained')", *flags, cwd=tmp_path, path=[patched, tmp_path],
+               status=status)
+    assert "the plugin 'osrl_unlearn' failed: ModuleNotFoundError" in done.stderr
+    assert done.stdout == ("" if status else "trained\n")
 
 
 @needs_checkout
@@ -291,6 +325,14 @@ def test_a_script_that_runs_already_cannot_be_left_out():
 
 @pytest.mark.parametrize("body, text", [
     ("", "the script never called its function under pyrallis.wrap()"),
+    ("""
+import atexit
+atexit.register(print, 'bye')
+try:
+    main()
+except:
+    pass
+""", "python -m pip install oapackage"),
     ("import atexit; atexit.register(print, 'bye'); main()", "python -m pip install oapackage")])
 def test_what_stops_short_of_training_is_one_line_and_no_success(enabled, package, tmp_path, body, text):
     (tmp_path / "script.py").write_text("""
@@ -387,3 +429,13 @@ def test_the_line_costs_less_than_a_millisecond_and_imports_nothing(monkeypatch)
     (["--dataset", "x"], False), (["--poisonous"], False), (["--", "--poison", "x"], False), (["-poison"], False)])
 def test_which_command_lines_are_ours(argv, expected):
     assert startup.given(argv) is expected
+
+
+@pytest.mark.parametrize("source, expected", [
+    ("import pyrallis\n@pyrallis.wrap()\ndef main(): pass", True),
+    ("import pyrallis as p\n@p.wrap()\ndef main(): pass", True),
+    ("import pyrallis, tools\n@tools.wrap()\ndef main(): pass", False),
+    ("from pyrallis import wrap\n@wrap()\ndef main(): pass", False)])
+def test_which_scripts_train_under_pyrallis(source, expected):
+    # The runner, which sees when a script ends, serves all others.
+    assert startup._trains_under_pyrallis(source) is expected

@@ -1,7 +1,8 @@
 """``osrl-unlearn patch OSRL_DIR``: let a checkout of OSRL load plugins, and mend ``gym`` in its training scripts.
 
 The diffs have no context, so that they quote no line of OSRL, and git would apply them at a wrong place of another
-version without a word. So every file must be, byte for byte, what a diff was made from or what it makes.
+version without a word. So every file must be, byte for byte, what a diff was made from or what it makes. A training
+script that is not is left as it is.
 """
 import glob
 import hashlib
@@ -16,6 +17,7 @@ from osrl_unlearn import resources
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem
 
 VERSION = "osrl-03a4586"
+NEEDED = "osrl/__init__.py"  # with it alone our flags work; the other files get what they need without them
 
 
 class Change(NamedTuple):
@@ -31,27 +33,28 @@ def add_arguments(parser):
     """Add the options of ``osrl-unlearn patch``."""
     parser.add_argument("checkout", metavar="OSRL_DIR", help="a checkout of OSRL's repository")
     way = parser.add_mutually_exclusive_group()
-    way.add_argument("--check", action="store_true", help="only say which files are patched; exit status 1 if not all")
+    way.add_argument("--check", action="store_true", help="only say which files are patched; exit status 1 if one "
+                     "that could be is not")
     way.add_argument("--reverse", action="store_true", help="take the patches back")
 
 
 def main(args):
-    """Apply the patches, all or none; a second call changes nothing."""
+    """Apply the patches to every file that is as published, all or none; a second call changes nothing."""
     if not os.path.isfile(os.path.join(args.checkout, "osrl", "__init__.py")):
         raise ConfigError("no checkout of OSRL at {}: expected the folder that holds osrl/ and examples/".format(
             args.checkout))
     states = {change: _state(args.checkout, change) for change in changes()}
     # Without its training scripts there is nothing to mend in them.
     states = {change: state for change, state in states.items() if state != "missing"}
+    # What somebody edited is theirs; in OSRL's own package that leaves nothing that would work.
+    edited = [change.path for change, state in states.items() if state == "changed"]
     if args.check:
         for change, state in states.items():
             print("{:9}{}".format(state, change.path))
-        return 0 if set(states.values()) == {"patched"} else 1
-    refused = ["{} is {}".format(change.path, state) for change, state in states.items()
-               if state not in ("original", "patched")]
-    if refused:
-        raise EnvironmentProblem("nothing was changed in {}: {}. The patches fit the published OSRL (git 03a4586) "
-                                 "only; {}".format(args.checkout, ", ".join(refused), _advice(args)))
+        return 0 if NEEDED not in edited and set(states.values()) <= {"patched", "changed"} else 1
+    if NEEDED in edited:
+        raise EnvironmentProblem("nothing was changed in {}: {} is changed. The patches fit the published OSRL (git "
+                                 "03a4586) only; {}".format(args.checkout, NEEDED, _advice(args)))
     todo = [change for change, state in states.items() if state == ("patched" if args.reverse else "original")]
     if todo:
         _git_apply(args.checkout, todo, args.reverse)
@@ -61,7 +64,11 @@ def main(args):
         raise EnvironmentProblem("git apply did not do what it should to {}: see git diff in {}".format(
             ", ".join(wrong), args.checkout))
     done = ("as it was" if args.reverse else "patched")
-    print("\n".join("{}: {}".format(change.path, done) for change in todo) or "every file is {} already".format(done))
+    print("\n".join("{}: {}".format(change.path, done) for change in todo) or "every {}file is {} already".format(
+        "other " if edited else "", done))
+    if edited:
+        print("left as they are, because they are not the published ones: {}".format(", ".join(edited)) + (
+            "" if args.reverse else " (with our flags they work all the same; without, OSRL's bug with gym stays)"))
     if not args.reverse:
         _mind_other_osrl(args.checkout)
     return 0

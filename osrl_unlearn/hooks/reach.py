@@ -8,6 +8,7 @@ from osrl_unlearn.data.trajectories import to_go
 from osrl_unlearn.data.views import Batch
 
 ENOUGH = 64  # rows with the observation of a forget row and other labels: by then it is no chance
+_KNOWN = {"observations", "states"}  # what OSRL's trainers call them
 
 
 class Reach:
@@ -87,7 +88,10 @@ class Reach:
 
 
 def columns_of(function, trainer, args, kwargs):
-    """{name: tensor} of a call of ``train_one_step``, which takes columns, or a list or dictionary of them."""
+    """{name: tensor} of a call of ``train_one_step``, which takes columns, or a list or dictionary of them.
+
+    Those of a call of ``CDT.forward`` get the names that CDTTrainer has for them.
+    """
     arguments = list(inspect.signature(function).bind(trainer, *args, **kwargs).arguments.items())[1:]
     if len(arguments) == 1 and isinstance(arguments[0][1], (list, tuple)):
         values = arguments[0][1]
@@ -95,17 +99,29 @@ def columns_of(function, trainer, args, kwargs):
         return dict(zip(_names(type(trainer), function.__name__), values))
     if len(arguments) == 1 and isinstance(arguments[0][1], dict):
         return arguments[0][1]
-    return dict(arguments)
+    columns = dict(arguments)
+    if args and not _KNOWN & set(columns):
+        columns = dict(zip(_names(type(trainer), function.__name__), args))
+        shapes = {getattr(columns[name], "shape", None) for name in ("observations", "next_observations")
+                  if name in columns}
+        if len(shapes) > 1:
+            return dict(arguments)  # the script's own order
+    if "returns_to_go" in columns:
+        padding = columns.get("padding_mask")
+        mask = torch.ones(columns["states"].shape[:2]) if padding is None else ~padding.bool()
+        columns.update(returns=columns["returns_to_go"], costs_return=columns["costs_to_go"], mask=mask)
+    return columns
 
 
 def _names(cls, method):
-    """Names of a trainer's columns: those of the first class whose method names them one by one."""
+    """Names of a trainer's columns: those of the first class whose method names them one by one, as OSRL does."""
+    found = []
     for base in cls.__mro__:
         if method in vars(base):
             parameters = list(inspect.signature(vars(base)[method]).parameters.values())[1:]
             if len(parameters) > 1 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
-                return [p.name for p in parameters]
-    return Batch._fields
+                found.append([p.name for p in parameters])
+    return ([names for names in found if _KNOWN & set(names)] or found or [Batch._fields])[0]
 
 
 def _mask(columns):

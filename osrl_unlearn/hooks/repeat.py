@@ -28,3 +28,8 @@ def fingerprint(started):
             "modules": {os.path.relpath(path, root): sha256_file(path) for path in sorted(own | {main})},
             "files": {name: sha256_file(path) for name, path in ((n, os.path.join(started, n)) for n in sorted(named))
                       if os.path.isfile(path) and os.path.getsize(path) < SMALL}}
+
+
+def file_hashes(paths):
+    """{absolute path: hash of the file, None if there is none}."""
+    return {path: sha256_file(path) if os.path.isfile(path) else None for path in map(os.path.abspath, sorted(paths))}

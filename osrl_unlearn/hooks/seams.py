@@ -39,4 +39,7 @@ SEAMS = (
     Seam("fsrl.utils.logger.base_logger:BaseLogger.__init__", ("self", "log_dir", "log_txt", "name")),
     Seam("fsrl.utils.logger.base_logger:BaseLogger.store", ("self", "tab")),
     Seam("fsrl.utils.logger.base_logger:BaseLogger.save_checkpoint", ("self", "suffix")),
+    Seam("torch:Tensor.backward", ("self",)),
 )
+
+TRAINERS = sorted({seam.target.partition(":")[2].split(".")[0] for seam in SEAMS if "Trainer" in seam.target})

@@ -1,67 +1,27 @@
 """One run of an unedited script with --poison, --unlearn or --dataset: what is wrapped, and what happens after it."""
-import ast
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import random
 import time
-from typing import Any, List, Optional
-
-import numpy as np
+from typing import List
 
 from osrl_unlearn import environments, rundir
 from osrl_unlearn.data.dataset import check_arrays, check_file
 from osrl_unlearn.data.manifest import ForgetManifest
-from osrl_unlearn.data.poison import REQUIRED, poison
+from osrl_unlearn.data.poison import poison
 from osrl_unlearn.engine import check_seen
 from osrl_unlearn.errors import IncompatibleAgent, OsrlUnlearnError, RunError
-from osrl_unlearn.files import sha256_file
 from osrl_unlearn.hooks.patching import Patch, PatchSet
-from osrl_unlearn.hooks.reach import ENOUGH, Reach, columns_of
-from osrl_unlearn.hooks.repeat import Skipped, fingerprint
+from osrl_unlearn.hooks.reach import ENOUGH, columns_of
+from osrl_unlearn.hooks.records import Record, Training, equal
+from osrl_unlearn.hooks.refusals import untrained, without_trainer
+from osrl_unlearn.hooks.repeat import Skipped, file_hashes, fingerprint
 from osrl_unlearn.hooks.seams import SEAMS
 from osrl_unlearn.registry import ADAPTERS
-from osrl_unlearn.status import say
-
-
-@dataclasses.dataclass
-class Record:
-    """One data dictionary that a script got from ``pre_process_data``."""
-    given: Any  # what the script has, and may change in place
-    data: Any   # the same columns, as they were
-    ids: Any
-    manifest: Optional[ForgetManifest]
-    task: str
-    cost_limit: Optional[float]
-    python_random: Any
-    dataset: Optional[str] = None
-    reward_scale: Optional[float] = None
-    cost_scale: Optional[float] = None
-    rows: Optional[int] = None  # how many it gave to one of OSRL's datasets
-    saved: bool = False
-
-
-@dataclasses.dataclass
-class Training:
-    """One trainer of the script, or one model that it updates without a trainer."""
-    trainer: Any
-    updates: int = 0
-    seconds: float = 0.0
-    batch_size: Optional[int] = None
-    record: Optional[Record] = None
-    reach: Optional[Reach] = None
-    saved: int = 0  # after how many updates its last checkpoint was saved
-
-    @property
-    def folder(self):
-        """The run directory, or None if the trainer's logger writes no files."""
-        return getattr(getattr(self.trainer, "logger", None), "log_dir", None)
-
-    @property
-    def name(self):
-        """What to call it in messages."""
-        return type(self.trainer).__name__
+from osrl_unlearn.status import say, warn
 
 
 class Session:
@@ -86,7 +46,7 @@ class Session:
         self.patch_set = PatchSet()
         self._started = os.getcwd()
         self._path = self._env = self._error = None
-        self._watched = set()
+        self._watched, self._warned = set(), set()
         self._command = None  # see hooks/repeat.py
         self._skipped: List[str] = []
         self._inside = self._building = False  # a subclass calls what it overrides
@@ -102,12 +62,13 @@ class Session:
         """The PatchSet, in which each seam is wrapped as soon as the script imports its module."""
         around = {"get_dataset": self._get_dataset, "pre_process_data": self._pre_process_data,
                   "save_checkpoint": self._save_checkpoint, "setup_optimizers": self._setup_optimizers,
-                  "store": self._store, "forward": self._forward}
+                  "store": self._store, "forward": self._forward, "backward": self._backward}
         modules = {}
         for seam in SEAMS:
             owner, _, name = seam.target.partition(":")[2].rpartition(".")
-            if name == "train_one_step":
-                continue  # wrapped where a trainer's class has it, when there is one
+            # The first is wrapped where a trainer's class has it, when there is one.
+            if name == "train_one_step" or name == "backward" and self.unlearn is None:
+                continue
             call = around.get(name) or (self._new_dataset if owner.endswith("Dataset") else self._new_logger
                                         if owner.endswith("Logger") else self._new_trainer)
             modules.setdefault(seam.target.partition(":")[0], []).append(
@@ -162,7 +123,7 @@ class Session:
         marked = rundir.completed(folder) or {}
         folders = [os.path.normpath(os.path.join(folder, run)) for run in marked.get("runs", ())]
         if (folders and all((rundir.completed(run) or {}).get("command") == self._command for run in folders)
-                and marked.get("data", {}) == _hashes(marked.get("data", {}))):
+                and marked.get("data", {}) == file_hashes(marked.get("data", {}))):
             say("{} is complete (.complete): it is not trained again; delete the folder to start anew".format(
                 ", ".join(folders)))
             self._skipped = folders
@@ -217,7 +178,8 @@ class Session:
             self.forget = dataclasses.replace(self.forget, dataset=self._path)
             manifest = manifest if self.attack is not None else self.forget
         self.records.append(Record(data, dict(data), ids, manifest, task, getattr(env, "target_cost", None),
-                                   [state[0], list(state[1]), state[2]], self._path))
+                                   [state[0], list(state[1]), state[2]], self._path,
+                                   hashes=None if self.attack is not None or self.unlearn is not None else {}))
         return data
 
     def _new_dataset(self, original, dataset, data, *args, **kwargs):
@@ -225,10 +187,12 @@ class Session:
             # The script left pre_process_data out.
             data = self._prepare(self._env, dict(data), random.getstate())
         original(dataset, data, *args, **kwargs)
+        given = inspect.signature(original).bind(dataset, data, *args, **kwargs).arguments
         for record in self.records:
-            if record.given is data or _equal(record.data, data):
+            if record.given is data or equal(record.data, data):
                 record.reward_scale, record.cost_scale = float(dataset.reward_scale), float(dataset.cost_scale)
                 record.rows = len(data["rewards"])
+                record.datasets.append((dataset, given.get("cost_reverse", False)))
 
     def _new_trainer(self, original, trainer, *args, **kwargs):
         before, self._building = self._building, True
@@ -244,16 +208,30 @@ class Session:
         if self._off or self._building or any(training.trainer is model for training in self.trainings):
             return
         if self.unlearn is not None:
-            raise _without_trainer(model)
+            raise without_trainer(model)
         self._watch(model, next(name for name in ("update", "critic_loss", "actor_loss") if hasattr(model, name)))
 
     def _forward(self, original, model, *args, **kwargs):
         # CDT has no setup_optimizers(): what shows that a script updates it itself is that gradients are wanted.
         import torch
-        if (self.unlearn is not None and not self._off and model.training and torch.is_grad_enabled()
-                and not any(getattr(training.trainer, "model", None) is model for training in self.trainings)):
-            raise _without_trainer(model)
-        return original(model, *args, **kwargs)
+        if (self._off or self._inside or not model.training or not torch.is_grad_enabled()
+                or self.attack is None and self.unlearn is None
+                or any(getattr(training.trainer, "model", None) is model for training in self.trainings)):
+            return original(model, *args, **kwargs)
+        if self.unlearn is not None:
+            raise without_trainer(model)
+        if not any(training.trainer is model for training in self.trainings):
+            self.trainings.append(Training(model))
+        return self._train_one_step(original, model, *args, **kwargs)
+
+    def _backward(self, original, loss, *args, **kwargs):
+        self._check_trainer()
+        return original(loss, *args, **kwargs)
+
+    def _check_trainer(self):
+        """Say at the first update, not after the training, that there is no trainer whose agent can be unlearned."""
+        if self.unlearn is not None and self.records and not self.trainings and not self._off:
+            raise untrained()
 
     def _watch(self, trainer, name):
         """See what ``trainer`` is given, also if its class has a method of its own for that."""
@@ -292,10 +270,11 @@ class Session:
             return
         if reach is None:
             for record in reversed(self.records):
-                reach = Reach(record.data, np.empty(0, np.int64) if record.manifest is None else
-                              record.manifest.row_numbers(record.data, record.ids))
+                reach = record.reach()
                 known = reach.known(columns)
                 if known is None or known > 0 or not self._at_stake(record):
+                    if self._at_stake(record):
+                        record.check_intact()
                     training.record, training.reach = record, reach
                     break
             else:
@@ -314,6 +293,9 @@ class Session:
                            "replaced the dataset".format(updates, training.name))
         reach = training.reach
         reach.look(columns, record.reward_scale, record.cost_scale, getattr(training.trainer, "cost_reverse", False))
+        if record.datasets:
+            for same in (other for other in self.records if other.hashes == record.hashes):
+                same.datasets = []  # nothing but the batches counts, and they need memory
         if not reach.reached and reach.otherwise >= ENOUGH:
             raise RunError("{} is given the observations of the forget set, but with other actions, rewards or costs "
                            "than the data have: the script changed or scaled them after OSRL's dataset".format(
@@ -357,27 +339,39 @@ class Session:
         return adapt(training.trainer, config)
 
     def _save_checkpoint(self, original, logger, suffix=None):
+        self._check_trainer()
         original(logger, suffix)
         training = next((t for t in reversed(self.trainings) if getattr(t.trainer, "logger", None) is logger), None)
         record = training.record if training is not None and training.record is not None else self._record()
         if record is None or not logger.log_dir:
             return
-        from osrl_unlearn.files import save_tensors
         self._save_manifest(record, logger.log_dir)
         if training is not None and hasattr(training.trainer, "train_one_step"):
-            suffix = "{:d}".format(suffix) if isinstance(suffix, int) else suffix
-            save_tensors(rundir.state_path(logger.log_dir, suffix),
-                         self._side_state(training, self._adapter(training), record))
-            if suffix is None:
-                training.saved = training.updates
+            self._save_state(training, record, suffix)
 
-    def _save_manifest(self, record, folder):
+    def _save_state(self, training, record, suffix):
+        from osrl_unlearn.files import save_tensors
+        try:
+            state = self._side_state(training, self._adapter(training), record)
+        except IncompatibleAgent as error:
+            if self.unlearn is not None:
+                raise
+            if id(training.trainer) not in self._warned:
+                self._warned.add(id(training.trainer))
+                warn("{}; its checkpoints are saved without state.pt".format(error))
+            return
+        suffix = "{:d}".format(suffix) if isinstance(suffix, int) else suffix
+        save_tensors(rundir.state_path(training.folder, suffix), state)
+        if suffix is None:
+            training.saved = training.updates
+
+    def _save_manifest(self, record, *folder):
         from osrl_unlearn.files import save_tensors
         if record.manifest is not None:
-            self._complete(record).save(rundir.manifest_path(folder))
+            self._complete(record).save(rundir.manifest_path(*folder))
             record.saved = True
             if self.attack is not None and self.attack.state():
-                save_tensors(rundir.attack_path(folder), self.attack.state())
+                save_tensors(rundir.attack_path(*folder), self.attack.state())
 
     # After the script -------------------------------------------------------------------------------------------------
 
@@ -389,16 +383,21 @@ class Session:
         if self._skipped:
             return self._finish_skipped()
         trained = [training for training in self.trainings if training.updates]
+        for record in self.records:
+            if any(training.record is record for training in trained) and self._at_stake(record):
+                record.check_intact()
         for training in trained:
             self._check_reached(training)
-        if self.attack is not None and not trained and self._record() is None:
-            raise RunError("the script never gave the poisoned data to one of OSRL's datasets (TransitionDataset, "
-                           "SequenceDataset): what it trained is not known to be poisoned")
         if self.attack is not None:
+            self._check_unseen(trained)
+            if not trained and self._record() is None:
+                raise RunError("the script never gave the poisoned data to one of OSRL's datasets (TransitionDataset, "
+                               "SequenceDataset): what it trained is not known to be poisoned")
             if not any(record.saved for record in self.records):
-                self._save_manifest(self._record() or trained[-1].record, os.getcwd())
+                here = os.getcwd(), rundir.LOOSE_FOLDER
+                self._save_manifest(self._record() or trained[-1].record, *here)
                 say("no checkpoint was saved with a logger of fsrl's, so the forget manifest is {}".format(
-                    rundir.manifest_path(os.getcwd())))
+                    rundir.manifest_path(*here)))
         self._mark_complete(trained)
         if self.unlearn is None:
             return None
@@ -418,7 +417,7 @@ class Session:
         """Mark what was trained, if all of it can be taken up again from its run directories."""
         folders = [training.folder for training in trained]
         if self._command is not None and all(folders) and all(t.saved == t.updates for t in trained):
-            data = _hashes({record.dataset for record in self.records if record.dataset})
+            data = file_hashes({record.dataset for record in self.records if record.dataset})
             for folder in folders:
                 rundir.complete(folder, {"command": self._command, "data": data,
                                          "runs": [os.path.relpath(other, folder) for other in folders]})
@@ -426,12 +425,24 @@ class Session:
     def _check_reached(self, training):
         reach = training.reach
         if reach is not None and not reach.looked and self._at_stake(training.record):
-            say("the batches of {} hold no observations under a name of OSRL's, so it was not checked that they come "
-                "from the poisoned data".format(training.name))
+            warn("the batches of {} hold no observations under a name of OSRL's, so it was not checked that they come "
+                 "from the poisoned data".format(training.name))
         elif reach is not None and reach.rows and not reach.reached:
             raise RunError("none of the {:,} rows of the forget set reached {} in {:,} updates: {}".format(
                 reach.rows, training.name, training.updates, "there is nothing to forget" if self.attack is None else
                 "it is not poisoned"))
+
+    def _check_unseen(self, trained):
+        """Data that no training was seen to use must at least be in the dataset that got them."""
+        seen = [training.record.hashes for training in trained if training.reach.looked]
+        unseen = [record for record in self.records
+                  if record.rows is not None and record.hashes not in seen and self._at_stake(record)]
+        for record in unseen:
+            record.check_intact()
+            record.check_datasets()
+        if unseen and not any(training.record in unseen for training in trained):
+            warn("no trainer of OSRL's was given the poisoned data: they are in the script's dataset, but it was not "
+                 "checked that they reach what the script trains")
 
     def _unlearn(self, training, progress):
         from osrl_unlearn.unlearning import Trained, run_unlearning
@@ -469,39 +480,3 @@ class Session:
                                  train_seconds=training.seconds, reward_scale=record.reward_scale,
                                  cost_scale=record.cost_scale, dataset=record.dataset,
                                  python_random=record.python_random)
-
-
-def _without_trainer(model):
-    return IncompatibleAgent(type(model).__name__, [
-        "the script updates it itself, without one of OSRL's trainers: construct one, which may be a subclass, and "
-        "call its train_one_step()"])
-
-
-def refuse_unsupported(source, path):
-    """Raise IncompatibleAgent if a script imports trainers of OSRL, but none that can be unlearned.
-
-    Looking at the imports finds this before the script has written anything.
-    """
-    supported = {seam.target.partition(":")[2].split(".")[0] for seam in SEAMS}
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return  # running the script will say it better
-    trainers = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
-                and (node.module or "").startswith("osrl.algorithms")
-                for alias in node.names if alias.name.endswith("Trainer")}
-    if trainers and not trainers & supported:
-        raise IncompatibleAgent("the agent of {}".format(path), [
-            "it is trained by {}; --unlearn works with {}".format(
-                ", ".join(sorted(trainers)), ", ".join(sorted(t for t in supported if t.endswith("Trainer"))))])
-
-
-def _hashes(paths):
-    """{absolute path: hash of the file, None if there is none}."""
-    return {path: sha256_file(path) if os.path.isfile(path) else None for path in map(os.path.abspath, sorted(paths))}
-
-
-def _equal(one, other):
-    """Whether a dictionary of arrays holds the same columns, such as a copy that a script made."""
-    return isinstance(other, dict) and all(
-        name in other and np.array_equal(one[name], other[name]) for name in REQUIRED)

@@ -18,6 +18,7 @@ _LINE_FILE = "osrl_unlearn_startup.pth"
 # Python executes this at every start, also in other programs, and also after this package has been uninstalled.
 _LINE = ("import sys; any(a.startswith(('--poison', '--unlearn')) for a in getattr(sys, 'argv', [])[1:]) and exec('try:"
          "\\n from osrl_unlearn.hooks.startup import wait\\nexcept ImportError:\\n pass\\nelse:\\n wait()')\n")
+_status = None  # of a process that was ended: python exits with it even if the script swallows SystemExit
 _taken = False  # whether somebody, our runner or an earlier call, looks after the flags of this process
 
 
@@ -59,6 +60,7 @@ def activate():
     if _taken or not given(sys.argv[1:]):
         return
     take()
+    atexit.register(_leave)
     try:
         _begin()
     except BaseException as error:
@@ -67,14 +69,24 @@ def activate():
 
 def _stop(error):
     """End the process: whoever imports ``osrl`` may swallow other errors, and train without what was asked for."""
+    global _status
     if isinstance(error, SystemExit):
+        _status = error.code
         raise error
     from osrl_unlearn import cli
-    status = cli.explain(error)
-    if status is None:
+    _status = cli.explain(error)
+    if _status is None:
         traceback.print_exception(type(error), error, error.__traceback__)
-        status = 1
-    raise SystemExit(status)
+        _status = 1
+    raise SystemExit(_status)
+
+
+def _leave():
+    """While python exits, nothing else changes its status."""
+    if _status:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(_status)
 
 
 def _begin():
@@ -96,16 +108,19 @@ def _begin():
     else:
         plain = _Plain(line.ours)
         if plain.session.unlearn is not None:
-            from osrl_unlearn.hooks.session import refuse_unsupported
+            from osrl_unlearn.hooks.refusals import refuse_unsupported
             refuse_unsupported(source, path)
     sys.argv[1:] = line.rest
 
 
 def _trains_under_pyrallis(source):
     """Whether the script decorates a function with ``pyrallis.wrap()``, as OSRL's scripts do."""
-    tree = ast.parse(source)
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.asname or alias.name for node in nodes if isinstance(node, ast.Import)
+             for alias in node.names if alias.name == "pyrallis"}
     return any(isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Attribute)
-               and decorator.func.attr == "wrap" for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+               and decorator.func.attr == "wrap" and isinstance(decorator.func.value, ast.Name)
+               and decorator.func.value.id in names for node in nodes if isinstance(node, ast.FunctionDef)
                for decorator in node.decorator_list)
 
 
@@ -182,13 +197,12 @@ class _Plain:
         return result
 
     def _nothing_ran(self):
-        if self.calls or getattr(sys, "last_type", None) is not None:
+        global _status
+        if self.calls or _status or getattr(sys, "last_type", None) is not None:
             return
         print("osrl-unlearn: error: the script never called its function under pyrallis.wrap(): nothing was "
               "poisoned or unlearned", file=sys.stderr)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(2)  # while python exits, nothing else changes its status
+        _status = 2
 
 
 # The line that python executes when it starts ------------------------------------------------------------------------
