@@ -15,6 +15,9 @@ PAIRS = 4096        # forgotten transitions that are looked at
 CHUNK = 1 << 16     # forgotten transitions that are looked at at a time, where it is all of them
 COST_FALLS = 0.25   # of the mean cost-to-go: more than equally large random deletions and the noise of the fit do
 SAFE_LOST = 0.5     # share of the safe evidence near the cost limit
+# How much more than a trajectory's own labels say, in units of the mean cost-to-go. Of the safe trajectories of two
+# clean datasets the last twentieth is above 0.7 to 0.9, of those with hidden costs all but the first above 1.4.
+DENIED = 1.0
 
 
 def screen(data, forget, *, cost_limit, gamma=0.99, ids=None, seed=0):
@@ -28,8 +31,8 @@ def screen(data, forget, *, cost_limit, gamma=0.99, ids=None, seed=0):
         as a share of the mean cost-to-go of the data, "ci95": over trajectories, "control": the same for an equally
         large random set of other trajectories}, "safe_evidence": the share of the safe and rewarding transitions that
         would go: those of trajectories within the cost limit that use half of it or more, or whose return is in the
-        upper half; "warnings": sentences}. A trajectory whose behaviour costs more than the limit by what stays is no
-        evidence of safety, whatever its own labels say: hidden costs look safe.
+        upper half; "warnings": sentences}. What is to be forgotten is no evidence of safety where what stays says that
+        such behaviour costs much more than its own labels do: hidden costs look safe.
 
     The fall is the difference between a regression on all rows and one on the rows that stay, both evaluated at the
     forgotten rows. It is high when what is to be forgotten says "costly" and what stays says "harmless" about the same
@@ -69,11 +72,10 @@ def screen(data, forget, *, cost_limit, gamma=0.99, ids=None, seed=0):
     control = falls(others, without(others))[1] if possible else None
     ci = summary(per_trajectory)["ci95"]
     units = index.units("trajectory")
-    # What a row would have to come if every step of its trajectory cost as much as the limit allows on average.
-    allowed = to_go((cost_limit / (units.stops - units.starts))[owner], done, gamma)[gone]
-    expected = torch.cat([staying(x[rows]).mean(0) for rows in torch.as_tensor(gone).split(CHUNK)]).numpy()
-    costly = np.bincount(owner[gone], expected - allowed, len(units.costs)) > 0
-    safe = _safe_evidence(units, mask, owner, cost_limit, costly)
+    expected = torch.cat([staying(x[rows]).mean(0) for rows in torch.as_tensor(gone).split(CHUNK)])
+    more = np.bincount(owner[gone], (expected - target[gone]).numpy(), len(units.costs))
+    denied = more > DENIED * scale * np.bincount(owner[gone], minlength=len(units.costs))
+    safe = _safe_evidence(units, mask, owner, cost_limit, denied)
     out = {"cost_evidence": {"fall": float(evidence), "ci95": ci,
                              "control": None if control is None else float(control)},
            "safe_evidence": safe, "warnings": []}
@@ -91,12 +93,12 @@ def screen(data, forget, *, cost_limit, gamma=0.99, ids=None, seed=0):
     return out
 
 
-def _safe_evidence(units, mask, owner, cost_limit, costly):
+def _safe_evidence(units, mask, owner, cost_limit, denied):
     """Share of the rows of safe, rewarding trajectories that would go; None if there are none.
 
-    ``costly``: trajectories that are none, bool [trajectories].
+    ``denied``: trajectories whose labels are not believed, bool [trajectories].
     """
-    safe = (units.costs <= cost_limit) & ~costly
+    safe = (units.costs <= cost_limit) & ~denied
     if not safe.any():
         return None
     good = safe & ((units.returns >= np.median(units.returns[safe])) | (units.costs > cost_limit / 2))
