@@ -8,6 +8,7 @@ class ValueChange(Metric):
     name = "thirdparty_value_change"
     summary = "by how much the values of forgotten trajectories have fallen"
     needs = frozenset({"original", "values"})
+    tests = {"change": "mean over trajectories, no interval"}
 
     def compute(self, ctx):
         """{"change": mean over trajectories}, and of each trajectory."""
