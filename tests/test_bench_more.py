@@ -9,7 +9,7 @@ import pytest
 import yaml
 from cells import AGENT, SUITE
 
-from osrl_unlearn import cli, detection, environments, resources, screening
+from osrl_unlearn import cli, detection, environments, resources, rundir, screening
 from osrl_unlearn.bench import agents, attacks, output, partial, requests, runner, unlearning
 from osrl_unlearn.bench import detection as found
 from osrl_unlearn.bench import suite as suites
@@ -17,6 +17,7 @@ from osrl_unlearn.data.poison import poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.evaluate import intervals
+from osrl_unlearn.registry import DETECTORS
 from osrl_unlearn.testing import toy_data
 
 DATA = resources.folder("datasets")
@@ -260,7 +261,7 @@ def plan_of(bench, suite):
 
 def test_a_cell_of_detection(tmp_path, toy_task, monkeypatch):
     monkeypatch.setattr(detection, "detect", functools.partial(detection.detect, options={"steps": 8}))
-    cells = plan_of(found, suite_of(tmp_path, DETECTION, suites.DataSuite))
+    cells = plan_of(found, suite_of(tmp_path, DETECTION, found.DetectionSuite))
     clean = found.detect_poison(cells["ball", None, None, 0], str(tmp_path))
     assert clean["auroc"] is clean["recall"] is None and clean["poisoned_share"] == 0 and clean["trajectories"] == 60
     assert set(clean["detectors"].values()) == {None} and clean["seconds"] > 0
@@ -286,7 +287,7 @@ def test_verdicts_of_detection(recall, precision, expected):
 
 
 def test_a_table_of_detection(tmp_path):
-    suite = suite_of(tmp_path, DETECTION, suites.DataSuite)
+    suite = suite_of(tmp_path, DETECTION, found.DetectionSuite)
     cells = plan_of(found, suite)
     assert len(cells) == 2 * (4 + 5)
     made = {None: [numbers(None, None, share, None) for share in (0.0, 0.01)],
@@ -315,13 +316,52 @@ def test_a_table_of_detection(tmp_path):
     assert "0.20*" in {text.get_text() for text in figure.axes[0].texts}
 
 
+def test_a_detector_that_asks_an_agent(tmp_path, monkeypatch):
+    data = toy_data(trajectories=60)
+    monkeypatch.setattr(environments, "load", lambda *args: (data, TrajectoryIndex(data).row_ids()))
+    bcql = suites.shared_agents()["bcql/BallCircle"]
+    bcql.update(updates=12, batch_size=16, agent=dict(bcql["agent"], a_hidden_sizes=[8], c_hidden_sizes=[8]))
+    asked = {"task": TASK, "detector": "value_gap", "agent": "agent"}
+    values = dict(DETECTION, settings={"ball": {"task": TASK}, "asked": asked}, evaluation=EVALUATION,
+                  agents={"agent": bcql, "unused": bcql},
+                  attacks={"hidden": {"name": "cost_hide", "rates": {"ball": [0.1], "asked": [0.1]}}})
+    suite = suite_of(tmp_path, values, found.DetectionSuite)
+    assert set(suite.everything()) == {"ball", "asked", "agent"}
+    cells = plan_of(found, suite)
+    results = {where: None if where[0] == "ball" or where[3] else found.detect_poison(cell, str(tmp_path))
+               for where, cell in cells.items()}
+    rows = found.aggregate(suite, results)["rows"]
+    assert [(row["setting"], row["attack"], row["detector"], row["agent"], list(row["detectors"])) for row in rows] == [
+        ("asked", None, "value_gap", "agent", ["value_gap"]), ("asked", "hidden", "value_gap", "agent", ["value_gap"])]
+    # The clean and the poisoned agent were trained, and are those of `bench attacks`.
+    attacked = suites.AttackSetting("cost_hide", [0.1])
+    for attack in (None, attacked):
+        one = agents.description(suite.agents["agent"], "file", TASK, attack, 0.1, 0)
+        assert os.path.isfile(rundir.model_path(agents.folder(one, str(tmp_path))))
+    text = found.text({"rows": rows, "suite": dataclasses.asdict(suite)})
+    assert "{}, value_gap of the agent agent".format(TASK) in text and "| value_gap | " in text
+    assert found.draw({"rows": rows}) is None  # the figure is of the ensemble
+
+    for wrong, message in ((dict(asked, agent=None), "asks one"), (dict(asked, detector="ensemble"), "asks none"),
+                           (dict(asked, agent="none"), "unknown setting 'none'"),
+                           (dict(asked, task="OfflineCarCircle-v0"), "not one of OfflineCarCircle")):
+        with pytest.raises(ConfigError, match=message):
+            suite_of(tmp_path, dict(values, settings={"ball": {"task": TASK}, "asked": wrong}), found.DetectionSuite)
+
+
 def test_the_shipped_suite_of_detection():
-    suite = shipped("detection", suites.DataSuite)
+    suite = shipped("detection", found.DetectionSuite)
+    planned = {(name, label, rate) for name, label, rate, _ in plan_of(found, suite)}
     # Every attack that leaves something to find, at every rate, and the clean data.
-    assert len(plan_of(found, suite)) == 2 * 2 * (1 + sum(len(a.rates) for a in suite.attacks.values()))
+    for task in ("BallCircle", "CarCircle"):
+        assert {where[1:] for where in planned if where[0] == task} == {(None, None)}.union(
+            (label, rate) for label in suite.attacks for rate in (0.05, 0.1, 0.2, 0.3))
     scales = [attack.options["reward_scale"] for attack in suite.attacks.values() if attack.name == "reward_bait"]
     assert scales == [1.5, 3, 6] and {attack.name for attack in suite.attacks.values()} == set(
         suites.ATTACKS.builtins) - {"coverage_collapse"}
+    # Every detector is measured, alone or in the ensemble.
+    measured = {setting.detector for setting in suite.settings.values()}
+    assert measured | set(DETECTORS.load("ensemble").members) == set(DETECTORS.builtins)
 
 
 # Requests -------------------------------------------------------------------------------------------------------------

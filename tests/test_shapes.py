@@ -235,7 +235,7 @@ def test_a_script_may_work_in_another_folder_than_it_started_in(run, tmp_path):
 
 
 def test_hydra_may_give_a_script_its_folder(tmp_path):
-    # In a process of its own: hydra closes every handler of logging, and with one of them what pytest keeps of the tests.
+    # In a process of its own: hydra closes all handlers of logging, and with one of them what pytest keeps of tests.
     pytest.importorskip("hydra")
     (tmp_path / "script.py").write_text(FAST + SKETCH + HYDRA)
     done = subprocess.run([sys.executable, "-m", "osrl_unlearn", "--dataset", os.path.relpath(SHIPPED, str(tmp_path)),

@@ -6,15 +6,17 @@
 """
 import dataclasses
 import time
+from typing import Optional
 
 import numpy as np
 
 from osrl_unlearn import __version__
-from osrl_unlearn.bench import output
+from osrl_unlearn.bench import agents, output
 from osrl_unlearn.bench import suite as suites
+from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.evaluate.report import markdown_table, panels
-from osrl_unlearn.registry import ATTACKS
+from osrl_unlearn.registry import ATTACKS, DETECTORS
 
 FOUND, PARTLY, NOT_SEEN = "found", "partly found", "not seen"
 CLEAN, FALSE_ALARMS = "clean", "false alarms"
@@ -24,9 +26,41 @@ NUMBERS = ("auroc", "precision", "recall", "flagged_share", "false_alarms_per_10
            "seconds_per_million_rows")
 
 
+@dataclasses.dataclass
+class DetectionSetting(suites.DataSetting):
+    """The dataset of a task, the detector that looks at it, and the agent of the suite that it asks, if it asks one."""
+    detector: str = "ensemble"
+    agent: Optional[str] = None
+
+    def __post_init__(self):
+        if ("agent" in DETECTORS.load(self.detector).needs) != (self.agent is not None):
+            raise ValueError("agent: {} {}".format(self.detector, "asks none" if self.agent else "asks one, name it"))
+
+
+@dataclasses.dataclass
+class DetectionSuite(suites.DataSuite):
+    """Datasets with their detectors, and ``agents``: settings as in the suite of ``bench attacks``."""
+    agents: dict = dataclasses.field(default_factory=dict)
+    evaluation: dict = dataclasses.field(default_factory=dict)  # names the checkpoints that an agent keeps
+    kind = DetectionSetting
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.agents = suites.each(suites.Setting, "agents", self.agents, lambda name: {"evaluation": self.evaluation})
+        for name, setting in self.settings.items():
+            if setting.agent is not None and suites.known(setting.agent, self.agents).task != setting.task:
+                raise ConfigError("settings.{}: the agent '{}' is not one of {}".format(
+                    name, setting.agent, setting.task))
+
+    def everything(self):
+        """Datasets, and the agents that are asked about them."""
+        asked = {setting.agent for setting in self.settings.values()}
+        return {**self.settings, **{name: agent for name, agent in self.agents.items() if name in asked}}
+
+
 def run(path, args):
     """Compute what the suite at ``path`` asks for and make the tables; 1 if cells failed, else 0."""
-    return output.run("detection", suites.read(path, args.only, args.seeds, suites.DataSuite), args, plan=plan,
+    return output.run("detection", suites.read(path, args.only, args.seeds, DetectionSuite), args, plan=plan,
                       function="osrl_unlearn.bench.detection:detect_poison", aggregate=aggregate, text=text, draw=draw)
 
 
@@ -36,12 +70,16 @@ def plan(suite, files, hashes):
     for seed in suite.seeds:
         for name, setting in suite.settings.items():
             for label, attack, rate in [(None, None, None)] + list(suite.attacked(name)):
-                cells[name, label, rate, seed] = {
-                    "kind": "detection", "version": __version__, "dataset": hashes[setting.task],
-                    "path": files[setting.task], "task": setting.task, "seed": seed, "detector": "ensemble",
-                    "poison": attack and attack.spec(rate),
-                    "label": "{}, {}, seed {}".format(
-                        name, "clean" if attack is None else "{} {:g}".format(label, rate), seed)}
+                if setting.agent is None:
+                    cell = {"version": __version__, "dataset": hashes[setting.task], "path": files[setting.task],
+                            "seed": seed, "poison": attack and attack.spec(rate)}
+                else:
+                    cell = agents.description(suite.agents[setting.agent], files[setting.task], hashes[setting.task],
+                                              attack, rate, seed)
+                cells[name, label, rate, seed] = dict(
+                    cell, kind="detection", task=setting.task, detector=setting.detector,
+                    label="{}, {}, seed {}".format(
+                        name, "clean" if attack is None else "{} {:g}".format(label, rate), seed))
     return cells
 
 
@@ -57,9 +95,14 @@ def detect_poison(cell, out):
 
     from osrl_unlearn.detection import detect, measure
     torch.set_num_threads(1)
+    asked = {}
+    if "agent" in cell:
+        asked = {"adapter": agents.agent(cell, out)[0],
+                 **{name: cell["agent"][name] for name in ("reward_scale", "cost_scale")}}
     data, true, ids = attacked(cell, out)
     started = time.perf_counter()
-    found = detect(data, cell["detector"], seed=cell["seed"], ids=ids, task=cell["task"], dataset=cell["path"])
+    found = detect(data, cell["detector"], seed=cell["seed"], ids=ids, task=cell["task"], dataset=cell["path"],
+                   **asked)
     seconds = time.perf_counter() - started
     about = found.detection["trajectories"]
 
@@ -77,7 +120,6 @@ def detect_poison(cell, out):
 def attacked(cell, out):
     """The data of a cell without an agent, poisoned if it says so: :class:`~osrl_unlearn.data.poison.Poisoned`."""
     from osrl_unlearn import environments
-    from osrl_unlearn.bench import agents
     from osrl_unlearn.data.manifest import ForgetManifest
     from osrl_unlearn.data.poison import Poisoned
     env = environments.make(cell["task"], 0)  # a cost limit changes no data
@@ -102,7 +144,8 @@ def aggregate(suite, results):
             if not found:
                 continue  # not computed yet
             row = {"setting": name, "attack": label, "name": attack and attack.name, "unit": attack and attack.unit,
-                   "rate": rate, "options": attack and attack.options, "seeds": len(found),
+                   "rate": rate, "options": attack and attack.options, "detector": suite.settings[name].detector,
+                   "agent": suite.settings[name].agent, "seeds": len(found),
                    "poisoned_share": float(np.mean([result["poisoned_share"] for result in found])),
                    "detectors": {part: defined(result["detectors"][part] for result in found)
                                  for part in found[0]["detectors"]},
@@ -132,15 +175,18 @@ def verdict(row):
 def text(report):
     """The tables as Markdown."""
     suite = report["suite"]
+    ensemble = [row for row in report["rows"] if row["detector"] == "ensemble"]
     parts = ["# Which attack is found in the data",
              "Trajectories that the ensemble of detectors flags at its default threshold, without an agent and without "
-             "labels. A trajectory counts as poisoned if any of its rows is. Means over seeds ({}) [lowest, highest]; "
+             "labels; detectors that the ensemble does without are in sections of their own. A trajectory counts as "
+             "poisoned if any of its rows is. Means over seeds ({}) [lowest, highest]; "
              "\"-\": not defined. Found: recall and precision are 0.9 or more; partly found: recall 0.3 or more at a "
              "precision of 0.5 or more; clean: at most 1 % is flagged.".format(", ".join(map(str, suite["seeds"])))]
-    parts.append("Goals, set before anything was measured:\n\n" + markdown_table(
-        _goals(report["rows"]), ["goal", "found", "verdict"]))
-    parts.append("Precision / recall, the worst over the rates up to {0:.0%}, and over those above it:\n\n{1}".format(
-        MANY, _summary(report["rows"])))
+    if ensemble:
+        parts.append("Goals, set before anything was measured:\n\n" + markdown_table(
+            _goals(ensemble), ["goal", "found", "verdict"]))
+        parts.append("Precision / recall, the worst over the rates up to {:.0%}, and over those above it:\n\n{}".format(
+            MANY, _summary(ensemble)))
     parts.append("What each detector sees when it is alone, by its lowest AUROC over tasks and rates up to {:.0%}:"
                  "\n\n{}".format(MANY, _seen(report["rows"])))
     for name, setting in suite["settings"].items():
@@ -148,7 +194,8 @@ def text(report):
         if not rows:
             continue
         members = list(rows[0]["detectors"])
-        parts.append("## {}\n\n{}".format(name, setting["task"]))
+        parts.append("## {}\n\n{}, {}{}".format(name, setting["task"], setting["detector"], setting["agent"] and
+                                               " of the agent {}".format(setting["agent"]) or ""))
         parts.append(markdown_table([
             [row["attack"] or "clean data", "" if row["rate"] is None else "{:g}".format(row["rate"]),
              "{:.0%}".format(row["poisoned_share"]), _over(row["auroc"], digits=2), _over(row["precision"], digits=2),
@@ -157,9 +204,11 @@ def text(report):
              _over(row["seconds_per_million_rows"], digits=0)] for row in rows],
             ["attack", "rate", "poisoned trajectories", "AUROC", "precision", "recall", "flagged share",
              "false alarms per 1000 clean", "verdict", "seconds", "seconds per million rows"]))
-        parts.append("AUROC of each detector alone:\n\n" + markdown_table([
-            [row["attack"], "{:g}".format(row["rate"])] + [_over(row["detectors"][part], digits=2) for part in members]
-            for row in rows if row["attack"] is not None], ["attack", "rate"] + members))
+        if len(members) > 1:
+            parts.append("AUROC of each detector alone:\n\n" + markdown_table([
+                [row["attack"], "{:g}".format(row["rate"])]
+                + [_over(row["detectors"][part], digits=2) for part in members]
+                for row in rows if row["attack"] is not None], ["attack", "rate"] + members))
     return "\n\n".join(parts)
 
 
@@ -172,8 +221,8 @@ def _goals(rows):
              (("recall", "precision") if label else ())]
     clean = [row["flagged_share"]["mean"] for row in rows if row["attack"] is None]
     lines = [[goal, form.format(value), "yes" if value >= bound else "NO"] for goal, value, form, bound in found]
-    return lines + [["flagged share of clean data, the worst: at most 1 %", "{:.2%}".format(max(clean)),
-                     "yes" if max(clean) <= 0.01 else "NO"]] * bool(clean)
+    return lines + [["flagged share of clean data, the worst: at most 1 %", "{:.2%}".format(share),
+                     "yes" if share <= 0.01 else "NO"] for share in sorted(clean)[-1:]]
 
 
 def _seen(rows):
@@ -225,7 +274,7 @@ def _over(summary, digits=1):
 
 def draw(report):
     """Recall of every attack (down) and rate (across), a panel per setting; precision below 0.9 is marked."""
-    rows = [row for row in report["rows"] if row["attack"] is not None]
+    rows = [row for row in report["rows"] if row["attack"] is not None and row["detector"] == "ensemble"]
     if not rows:
         return None
     names = list(dict.fromkeys(row["setting"] for row in rows))
