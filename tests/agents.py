@@ -11,6 +11,7 @@ with contextlib.redirect_stdout(sys.stderr):
     from osrl.algorithms import (BC, BCQL, BEARL, CDT, CPQ, BCQLTrainer, BCTrainer, BEARLTrainer, CDTTrainer,
                                  COptiDICE, COptiDICETrainer, CPQTrainer)
 
+QUICK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "quick")  # for subprocess_environment()
 AGENTS = ("bc", "bcql", "bearl", "cdt", "coptidice", "cpq")
 WITH_CRITICS = ("bcql", "bearl", "coptidice", "cpq")
 COMMON = dict(state_dim=8, action_dim=2, max_action=1.0, a_hidden_sizes=[16, 16], c_hidden_sizes=[16, 16],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from agents import subprocess_environment
+from agents import QUICK, subprocess_environment
 
 from osrl_unlearn import cli, rundir, surrogate
 from osrl_unlearn.data.manifest import ForgetManifest
@@ -336,7 +336,7 @@ def train(folder, *flags):
     script = os.path.join(CHECKOUT, "examples", "train", "train_standin.py")
     done = subprocess.run([sys.executable, "-m", "osrl_unlearn", script, "--agent", "cpq", "--update_steps", "6",
                            "--eval_every", "6", "--dataset", "data.hdf5", *flags], cwd=str(folder), text=True,
-                          env=subprocess_environment(CHECKOUT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                          env=subprocess_environment(CHECKOUT, QUICK), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 0, done.stderr[-3000:]
     return str(folder / "logs" / "standin")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from agents import make_trainer
+from agents import QUICK, make_trainer, subprocess_environment
 from cells import SUITE
 
 from osrl_unlearn import adapt, cli, poison, resources
@@ -204,7 +204,8 @@ def lowered(adapter, batch):
     return before
 
 
-def test_lowering_the_values_of_the_forget_set_is_not_unlearning(agents, bad):
+def test_lowering_the_values_of_the_forget_set_is_not_unlearning(agents, bad, monkeypatch):
+    monkeypatch.setattr(fqe, "STEPS", 20)
     poisoned, *retrained = agents
     whole = context(poisoned, bad)
     batch = whole.views[0].everything()
@@ -354,6 +355,7 @@ def test_the_bench_of_audits(tmp_path, monkeypatch, capsys):
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(dict(SUITE, attacks={"reward_bait": {"rates": [0.2]}},
                                                              episodes=1)))
     monkeypatch.setattr(known, "TRUTHS", {"values lowered": False})
+    monkeypatch.setenv("PYTHONPATH", subprocess_environment(QUICK)["PYTHONPATH"])
     assert cli.main(["bench", "audit", "--suite", str(tmp_path / "suite.yaml"), "--data",
                      resources.folder("datasets"), "--out", str(tmp_path)]) == 0
     assert "| values lowered | 0 |" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
-from agents import make_trainer, subprocess_environment
+from agents import QUICK, make_trainer, subprocess_environment
 from scipy import stats
 
 from osrl_unlearn import cli, detection, resources, rundir
@@ -290,7 +290,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, cap
 
 def run(*args, cwd, status=0):
     done = subprocess.run([sys.executable, "-m", "osrl_unlearn", *args], cwd=str(cwd), text=True,
-                          env=subprocess_environment(CHECKOUT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                          env=subprocess_environment(CHECKOUT, QUICK), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == status, done.stderr[-3000:]
     return done
 

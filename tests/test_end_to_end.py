@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from agents import subprocess_environment
+from agents import QUICK, subprocess_environment
 
 from osrl_unlearn import generators, resources, rundir
 from osrl_unlearn.data.manifest import ForgetManifest
@@ -23,9 +23,9 @@ AGENTS = ("bcql", "coptidice", "cpq")
 UNLEARN = ["--unlearn", "safe_rule", "--unlearn.steps", "10", "--unlearn.eval_episodes", "2"]
 
 
-def run(*args, cwd, status=0, **env):
-    done = subprocess.run([sys.executable, *args], cwd=str(cwd), env=subprocess_environment(CHECKOUT, **env), text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300)
+def run(*args, cwd, status=0, folders=(QUICK,), **env):
+    done = subprocess.run([sys.executable, *args], cwd=str(cwd), env=subprocess_environment(CHECKOUT, *folders, **env),
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300)
     assert done.returncode == status, done.stderr[-3000:]
     return done
 
@@ -39,7 +39,7 @@ def finished(request, tmp_path_factory):
     """(agent, run directory, finished process) of one poisoned and unlearned run per agent."""
     folder = tmp_path_factory.mktemp(request.param)
     done = script("--agent", request.param, "--dataset", SHIPPED, "--poison", "reward_bait", "--poison.rate=0.2",
-                  *UNLEARN, cwd=folder)
+                  *UNLEARN, cwd=folder, folders=())
     return request.param, str(folder / "logs" / "standin"), done
 
 
@@ -130,6 +130,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.parametrize("finished", ["bcql"], indirect=True)  # of every agent and method: test_contracts.py
 def test_after_ctrl_c_the_same_command_goes_on_and_gives_the_same_weights(finished, tmp_path):
     _, folder, _ = finished
     command = ["unlearn", folder, "--method", "fine_tune", "--steps", "10", "--eval-episodes", "1"]

@@ -38,14 +38,14 @@ def states():
 
 one, noisy, other_seed, repeated = Agent(), Agent(True), Agent(), Agent()
 before = states()
-first = evaluate(one, 3, 0, progress=False)
-evaluate(noisy, 3, 0, progress=False)
-evaluate(other_seed, 3, 1, progress=False)
-again = evaluate(repeated, 3, 0, progress=False)
+first = evaluate(one, 2, 0, progress=False)
+evaluate(noisy, 2, 0, progress=False)
+evaluate(other_seed, 2, 1, progress=False)
+again = evaluate(repeated, 2, 0, progress=False)
 constants = normalization(env, 40)
 entry = scores(first, constants)
 json.dump({"same": one.trainer.seen == noisy.trainer.seen, "repeatable": first == again,
-           "differ": len({str(s) for s in one.trainer.seen}) == 3,
+           "differ": len({str(s) for s in one.trainer.seen}) == 2,
            "other": other_seed.trainer.seen != one.trainer.seen, "untouched": states() == before,
            "cost": first["cost"], "training": one.model.training, "normalized_cost": entry["normalized_cost"],
            "reward": abs(entry["normalized_reward"] - (entry["reward"]["mean"] - constants["reward_min"])
@@ -60,4 +60,4 @@ def test_paired_repeatable_and_without_a_trace(task, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result == {"same": True, "repeatable": True, "differ": True, "other": True, "untouched": True,
-                      "cost": [2.0, 2.0, 2.0], "training": True, "normalized_cost": 0.05, "reward": True}
+                      "cost": [2.0, 2.0], "training": True, "normalized_cost": 0.05, "reward": True}

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from agents import subprocess_environment
+from agents import QUICK, subprocess_environment
 
 from osrl_unlearn import environments, rundir
 from osrl_unlearn.data.manifest import ForgetManifest
@@ -68,7 +68,7 @@ assert not np.allclose(first, different, atol=0.01)
 @pytest.fixture(params=["stand-in", real])
 def run(request, tmp_path):
     """Run python in a folder, with the real MetaDrive or the stand-in; returns the finished process."""
-    folders = [os.path.join(TESTS, "checkout")] + [STANDIN] * (request.param == "stand-in")
+    folders = [os.path.join(TESTS, "checkout"), QUICK] + [STANDIN] * (request.param == "stand-in")
 
     def call(*args):
         done = subprocess.run([sys.executable, "-W", "ignore", *args], cwd=str(tmp_path), text=True,

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from agents import make_trainer, subprocess_environment
-from test_shapes import FAST, POISON, SKETCH, UNLEARN
+from agents import QUICK, make_trainer, subprocess_environment
+from test_shapes import POISON, SKETCH, UNLEARN
 
 from osrl_unlearn.adapters import adapt
 from osrl_unlearn.audit.base import Context
@@ -71,9 +71,8 @@ from osrl_unlearn_thirdparty.agent import Gentle, GentleTrainer
 env, data = load()
 train(make_trainer(env, make_logger(), GentleTrainer, Gentle), batches(TransitionDataset(data, 0.1)))
 """)
-    (tmp_path / "sitecustomize.py").write_text(FAST)
     call("-m", "osrl_unlearn", "script.py", *POISON[:2], "--poison", "thirdparty_zero_rewards", "--unlearn",
-         "thirdparty_descent", *UNLEARN[2:], folder=os.pathsep.join([str(installed / "site"), str(tmp_path)]),
+         "thirdparty_descent", *UNLEARN[2:], folder=os.pathsep.join([str(installed / "site"), QUICK]),
          cwd=tmp_path)
     with open(str(tmp_path / "logs" / "run" / "unlearned" / "thirdparty_descent" / "report.json")) as file:
         report = json.load(file)

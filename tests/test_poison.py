@@ -7,7 +7,7 @@ import tracemalloc
 import h5py
 import numpy as np
 import pytest
-from agents import subprocess_environment
+from agents import QUICK, subprocess_environment
 
 from osrl_unlearn import cli, environments
 from osrl_unlearn.data import poison as poisoning
@@ -251,7 +251,7 @@ def test_a_script_trains_on_the_file_and_forgets_by_its_manifest(attack, tmp_pat
         [sys.executable, "-m", "osrl_unlearn", os.path.join(CHECKOUT, "examples", "train", "train_standin.py"),
          "--update_steps", "4", "--eval_every", "4", "--dataset", "bad.hdf5", "--unlearn", "fine_tune",
          "--unlearn.forget", "bad.json", "--unlearn.steps", "2", "--unlearn.eval_episodes", "0"], text=True,
-        env=subprocess_environment(CHECKOUT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        env=subprocess_environment(CHECKOUT, QUICK), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 0, done.stderr[-3000:]
     kept = ForgetManifest.load(os.path.join("logs", "standin", "osrl_unlearn", "forget.json"))
     assert kept.columns == ForgetManifest.load("bad.json").columns and kept.dataset == str(tmp_path / "bad.hdf5")

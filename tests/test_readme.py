@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from agents import subprocess_environment
+from agents import QUICK, subprocess_environment
 
 from osrl_unlearn import resources
 from osrl_unlearn.cli import main
@@ -24,7 +24,7 @@ def text():
 
 def test_the_python_example_runs(text, tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    done = subprocess.run([sys.executable, "-c", example], cwd=str(tmp_path), env=subprocess_environment(), text=True,
+    done = subprocess.run([sys.executable, "-c", example], cwd=str(tmp_path), env=subprocess_environment(QUICK), text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 0, done.stderr
     accepted, verdict = done.stdout.splitlines()[-1].split()[:2]

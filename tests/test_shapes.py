@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from agents import subprocess_environment
+from agents import QUICK, subprocess_environment
 
 from osrl_unlearn import cli, resources, rundir, screening
 from osrl_unlearn.data.manifest import ForgetManifest
@@ -18,11 +18,6 @@ pytest.importorskip("bullet_safety_gym")
 SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
 POISON = ["--dataset", SHIPPED, "--poison", "reward_bait", "--poison.rate", "0.2"]
 UNLEARN = ["--unlearn", "fine_tune", "--unlearn.steps", "4", "--unlearn.eval_episodes", "0"]
-# The screening of a request is most of the time that short runs take, and is not what these are about.
-FAST = """
-from osrl_unlearn.hooks.imports import on_import
-on_import("osrl_unlearn.screening", lambda module: setattr(module, "STEPS", 1))
-"""
 SKETCH = """
 import sys
 import bullet_safety_gym, dsrl, gymnasium
@@ -237,10 +232,11 @@ def test_a_script_may_work_in_another_folder_than_it_started_in(run, tmp_path):
 def test_hydra_may_give_a_script_its_folder(tmp_path):
     # In a process of its own: hydra closes all handlers of logging, and with one of them what pytest keeps of tests.
     pytest.importorskip("hydra")
-    (tmp_path / "script.py").write_text(FAST + SKETCH + HYDRA)
+    (tmp_path / "script.py").write_text(SKETCH + HYDRA)
     done = subprocess.run([sys.executable, "-m", "osrl_unlearn", "--dataset", os.path.relpath(SHIPPED, str(tmp_path)),
                            *POISON[2:], *UNLEARN, "script.py", "+steps=6"], cwd=str(tmp_path), text=True,
-                          env=subprocess_environment(MPLBACKEND="Agg"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                          env=subprocess_environment(QUICK, MPLBACKEND="Agg"), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE)
     assert done.returncode == 0, done.stderr[-2000:]
     works_in_another_folder(tmp_path)
 
@@ -423,9 +419,9 @@ open("trained", "w").close()
 def by_plain_python(tmp_path, source, *flags, **variables):
     """Standard output of a script that plain python runs after the start-up line."""
     (tmp_path / "script.py").write_text(SKETCH + source)
-    (tmp_path / "sitecustomize.py").write_text(FAST + "from osrl_unlearn.hooks.startup import _LINE\nexec(_LINE)\n")
+    (tmp_path / "sitecustomize.py").write_text("from osrl_unlearn.hooks.startup import _LINE\nexec(_LINE)\n")
     done = subprocess.run([sys.executable, "script.py", *flags], cwd=str(tmp_path),
-                          env=dict(subprocess_environment(str(tmp_path)), **variables), text=True,
+                          env=dict(subprocess_environment(str(tmp_path), QUICK), **variables), text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -10,7 +10,8 @@ import time
 
 import pytest
 import torch
-from test_shapes import FAST, POISON, SHIPPED
+from agents import QUICK
+from test_shapes import POISON, SHIPPED
 
 from osrl_unlearn import cli, resources, rundir
 from osrl_unlearn.commands import patch
@@ -237,19 +238,11 @@ def test_the_published_checkout(package, enabled, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def fast(tmp_path_factory):
-    """A folder for PYTHONPATH with which the screening of a request takes no time."""
-    folder = tmp_path_factory.mktemp("fast")
-    (folder / "sitecustomize.py").write_text(FAST)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def by_runner(package, fast, tmp_path_factory):
+def by_runner(package, tmp_path_factory):
     """Run directory of the stand-in script under the runner: what plain python must repeat bit for bit."""
     folder = tmp_path_factory.mktemp("runner")
     run(sys.executable, "-m", "osrl_unlearn", os.path.join(HERE, "checkout", SCRIPT), *SMALL, *POISON, *UNLEARN,
-        cwd=folder, path=[package, fast])
+        cwd=folder, path=[package, QUICK])
     return str(folder / "logs" / "standin")
 
 
@@ -262,10 +255,10 @@ def ways(patched, enabled, package):
 
 @needs_git
 @pytest.mark.parametrize("way", ["patched", "enabled"])
-def test_plain_python_poisons_and_unlearns_as_the_runner_does(way, patched, enabled, package, fast, by_runner,
+def test_plain_python_poisons_and_unlearns_as_the_runner_does(way, patched, enabled, package, by_runner,
                                                                tmp_path):
     python, path, root = ways(patched, enabled, package)[way]
-    done = run(python, os.path.join(root, SCRIPT), *SMALL, *POISON, *UNLEARN, cwd=tmp_path, path=path + [fast])
+    done = run(python, os.path.join(root, SCRIPT), *SMALL, *POISON, *UNLEARN, cwd=tmp_path, path=path + [QUICK])
     folder = str(tmp_path / "logs" / "standin")
     assert same(weights(folder), weights(by_runner))
     assert same(*(weights(rundir.unlearned_dir(one, "fine_tune")) for one in (folder, by_runner)))
@@ -274,7 +267,7 @@ def test_plain_python_poisons_and_unlearns_as_the_runner_does(way, patched, enab
     assert "repaired train_standin.py" in done.stderr
     assert done.stdout.splitlines()[-1].endswith("report.md")
     if way == "enabled":
-        again = run(python, os.path.join(root, SCRIPT), *SMALL, *POISON, *UNLEARN, cwd=tmp_path, path=path + [fast])
+        again = run(python, os.path.join(root, SCRIPT), *SMALL, *POISON, *UNLEARN, cwd=tmp_path, path=path + [QUICK])
         assert again.stderr.count("is complete (.complete)") == 2 and again.stdout.splitlines()[-1] == (
             done.stdout.splitlines()[-1])
 

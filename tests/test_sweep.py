@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from agents import make_trainer, subprocess_environment
+from agents import QUICK, make_trainer, subprocess_environment
 from cells import AGENT, SUITE
 
 from osrl_unlearn import cli, resources, rundir, training
@@ -72,9 +72,9 @@ def command(path, data, out, *more):
 
 
 def start(arguments, **more):
-    return subprocess.Popen(arguments, env=subprocess_environment(HERE, os.environ.get("PYTHONPATH", ""), **more),
-                            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            universal_newlines=True)
+    environment = subprocess_environment(HERE, QUICK, os.environ.get("PYTHONPATH", ""), **more)
+    return subprocess.Popen(arguments, env=environment, start_new_session=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, universal_newlines=True)
 
 
 def run(arguments, status=0, **more):
