@@ -85,6 +85,11 @@ def test_an_audit_that_fits_is_shown(audited, tmp_path, capsys):
         assert "| {} | {} | {} |".format(metric, figure, value) in text
     assert all(claim["because"] in text for claim in made["claims"])
     assert made["digest"] in text and all(limit in text for limit in made.get("limits", ()))
+    assert "signature: none" in text
+    # Whose it is, the report does not say.
+    with open(signature_path(certificate.certificate_path(result)), "w") as file:
+        file.write("not checked")
+    assert "signature: `osrl_unlearn/certificate.json.sig`, not checked here" in shown(tmp_path / "signed", result)
     assert {"members-reward-critic.png", "members-cost-critic.png"} <= set(os.listdir(str(tmp_path / "out/figures")))
 
 

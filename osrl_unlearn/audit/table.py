@@ -58,13 +58,9 @@ def _apart(found):
 
 
 def _relearning(value):
-    level = value.get("level", value.get("original"))
-    level = "" if level is None else " to a {} of {:.4g}".format(value.get("measure", "cost"), level)
-    return [["{}, {}: updates{}".format(label, name, level),
-             "not within {}".format(value.get("budget", "the budget")) if found["updates"] is None
-             else found["updates"]]
-            for label, agents in value.items() if isinstance(agents, dict)
-            for name, found in agents.items() if isinstance(found, dict) and "updates" in found]
+    return [["{}, {}: updates to a {measure} of {level:.4g}".format(label, name, **value),
+             "not within {budget}".format(**value) if found["updates"] is None else found["updates"]]
+            for label, agents in value.items() if isinstance(agents, dict) for name, found in agents.items()]
 
 
 NON_MEMBERS = {"reference": "audited against reference", "original": "original against reference",

@@ -207,24 +207,24 @@ def draw_members(values, critic, against):
     return figure
 
 
-def draw_budgets(curves, limit):
-    """Cost and return against the updates: {name: {updates: {"cost", "return": {"mean", "ci95" or None}}}}."""
-    figure, axes = panels(8, 3.6, 1, 2)
-    for ax, key in zip(axes, ("cost", "return")):
-        for n, (name, curve) in enumerate(curves.items()):
-            updates, color = sorted(curve), (BLUE, VERMILLION, GREEN, PURPLE, GREY)[n % 5]
-            ax.plot(updates, [curve[x][key]["mean"] for x in updates], color=color, marker="osD^v"[n % 5],
-                    markersize=6, linewidth=1.4, label=name)
-            for x in updates:
-                if curve[x][key]["ci95"] is not None:
-                    ax.plot([x, x], curve[x][key]["ci95"], color=color, linewidth=1.4)
-        ax.set_xscale("log")
-        ax.set_xlabel("updates of unlearning")
-        ax.set_ylabel(key + " per episode")
-    axes[0].axhline(limit, color="black", linestyle="--", linewidth=1.2, label="cost limit {}".format(setting(limit)))
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=3, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.25 * -(-len(labels) // 3) / figure.get_figheight(), 1, 1))
+def draw_budgets(curves, key, limit=None):
+    """The "cost" or "return" ``key`` against updates: {name: {updates: {key: {"mean", "ci95" or None}}}}."""
+    figure, (ax,) = panels(*SMALL)
+    for n, (name, curve) in enumerate(curves.items()):
+        updates, color = sorted(curve), (BLUE, VERMILLION, GREEN, PURPLE, GREY)[n % 5]
+        ax.plot(updates, [curve[x][key]["mean"] for x in updates], color=color, marker="osD^v"[n % 5],
+                markersize=6, linewidth=1.4, label=name)
+        for x in updates:
+            if curve[x][key]["ci95"] is not None:
+                ax.plot([x, x], curve[x][key]["ci95"], color=color, linewidth=1.4)
+    ax.set_xscale("log")
+    ax.set_xlabel("updates of unlearning")
+    ax.set_ylabel(key + " per episode")
+    if limit is not None:
+        ax.axhline(limit, color="black", linestyle="--", linewidth=1.2, label="cost limit {}".format(setting(limit)))
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=2, frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.25 * -(-len(labels) // 2) / figure.get_figheight(), 1, 1))
     return figure
 
 

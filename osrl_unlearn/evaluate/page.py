@@ -134,7 +134,7 @@ def _run(run, level, prefix):
     if report is not None:
         parts += [_heading(level, "How these numbers were obtained"), _list(markdown.provenance_lines(report))]
     if run.certificate is not None:
-        parts += _metrics(run.certificate, level)
+        parts += _metrics(run, level)
     return parts
 
 
@@ -277,8 +277,8 @@ def _audit(certificate, level, prefix):
     return parts + _members(metrics.get("membership", {}).get("details") or {}, prefix) + _trajectories(metrics)
 
 
-def _metrics(certificate, level):
-    settings = certificate["settings"]
+def _metrics(run, level):
+    certificate, settings = run.certificate, run.certificate["settings"]
     tests = ["{}: {}".format(name, "; ".join("`{}` {}".format(*test) for test in result["tests"].items()))
              for name, result in certificate["audit"].items() if result.get("tests")]
     return [_heading(level, "What the audit measured"), _table("Metrics", rows(certificate["audit"]), [
@@ -289,7 +289,9 @@ def _metrics(certificate, level):
             len(settings.get("reference") or ()), *[number(settings.get(key)) for key in ("episodes", "seed")]),
         "versions: {}".format(markdown.versions_text(certificate["versions"])),
         "certificate: `osrl_unlearn/certificate.json`, digest `{}`; `osrl-unlearn verify` checks it and every file "
-        "that it rests on, as this report did".format(certificate["digest"])])]
+        "that it rests on, as this report did".format(certificate["digest"]),
+        "signature: {}".format("`osrl_unlearn/certificate.json.sig`, not checked here; `osrl-unlearn verify --signers "
+                               "FILE` says whose it is" if run.signed else "none")])]
 
 
 def _trajectories(metrics):
@@ -454,11 +456,12 @@ def _over_budgets(methods, file):
     report = next(iter(methods.values()))[0].report
     return [_heading(2, "Quality against budget: {} on {}".format(report["agent"], report["task"])),
             {"kind": "figures", "figures": [_figure(
-                file, figures.draw_budgets(found, report["cost_limit"]), "Cost and return against the updates of "
-                "unlearning. " + "; ".join("{} after {:,} updates: cost {:.1f}, return {:.1f}".format(
-                    name, updates, point["cost"]["mean"], point["return"]["mean"])
-                    for name, curve in found.items() for updates, point in sorted(curve.items())),
-                "Cost (left) and return (right) per episode against the updates of unlearning; over trained agents.")]}]
+                "{}-{}".format(file, key), figures.draw_budgets(found, key, limit), "{} against the updates of "
+                "unlearning. {}".format(key.capitalize(), "; ".join("{} after {:,} updates: {:.1f}".format(
+                    name, updates, point[key]["mean"])
+                    for name, curve in found.items() for updates, point in sorted(curve.items()))),
+                "{} per episode against the updates of unlearning; over trained agents.".format(key.capitalize()))
+                for key, limit in (("cost", report["cost_limit"]), ("return", None))]}]
 
 
 # Writers --------------------------------------------------------------------------------------------------------------

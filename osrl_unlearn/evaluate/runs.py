@@ -5,6 +5,7 @@ from typing import Any, Dict, NamedTuple, Optional
 
 from osrl_unlearn import rundir
 from osrl_unlearn.audit.certificate import audit_path, certificate_path, verify
+from osrl_unlearn.audit.signature import signature_path
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.errors import OsrlUnlearnError, RunError
 from osrl_unlearn.evaluate.structure import check, walk
@@ -26,6 +27,11 @@ class UnlearnedRun(NamedTuple):
     weights: Optional[str]                 # SHA-256 of those in the folder; None: there are none
     certificate: Optional[Dict[str, Any]]  # of an audit of this very agent
     doubt: Optional[str]                   # why an audit that lies there is not shown
+
+    @property
+    def signed(self):
+        """Whether a signature lies beside the certificate; whose it is, is not known here."""
+        return os.path.isfile(signature_path(certificate_path(self.folder)))
 
     @property
     def swapped(self):
