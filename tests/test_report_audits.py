@@ -258,7 +258,8 @@ def test_every_kind_of_figure_has_a_row():
         "auditor": {"value": {"reference": {"auroc": mean, "threshold": 2.5, "members": ["0"]}}},
         "relearning": {"value": {"measure": "reward", "level": 2.5, "budget": 8, "retain set": {
             "audited": {"updates": None}, "reference": {"updates": 4}}}},
-        "trigger": {"value": {"always": {"audited": {"cost": mean}, "original": {"cost": mean, "difference": mean}}}},
+        "trigger": {"value": {"always": {"audited": {"cost": mean, "reward": mean}, "original": {
+            "cost": mean, "difference": mean}}}},
         "other": {"value": {"number": 3, "words": "left out"}}})
     critics = "{} critics, Wasserstein-1 and Kolmogorov-Smirnov, audited - reference, forget states"
     assert found == [
@@ -271,6 +272,7 @@ def test_every_kind_of_figure_has_a_row():
         ["auditor", "threshold of audited against reference", "2.5"],
         ["trigger", "always: cost of audited", "0.5 [0.25, 0.75]"],
         ["trigger", "always: cost of original", "0.5 [0.25, 0.75]"],
+        ["trigger", "always: return of audited", "0.5 [0.25, 0.75]"],
         ["trigger", "always: cost of audited minus original, paired", "0.5 [0.25, 0.75]"],
         ["relearning", "retain set, audited: updates to a reward of 2.5", "not within 8"],
         ["relearning", "retain set, reference: updates to a reward of 2.5", 4],
