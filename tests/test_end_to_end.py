@@ -106,6 +106,7 @@ def test_the_manifest_names_exactly_the_rows_that_differ_from_a_clean_run(finish
     assert np.isin(differ, manifest.row_numbers(again.data)).all() and len(differ) > 0.95 * manifest.rows
 
 
+@pytest.mark.parametrize("finished", ["bcql"], indirect=True)
 def test_unlearning_from_the_run_directory_equals_unlearning_in_the_run(finished, tmp_path):
     _, folder, _ = finished
     in_run = weights(rundir.unlearned_dir(folder, "safe_rule"))
@@ -151,6 +152,7 @@ def test_after_ctrl_c_the_same_command_goes_on_and_gives_the_same_weights(finish
     assert not [name for _, _, names in os.walk(result) for name in names if name == "resume.pt"]
 
 
+@pytest.mark.parametrize("finished", ["coptidice", "cpq"], indirect=True)  # batches of either form
 def test_continuing_from_checkpoint_and_side_state_equals_not_having_stopped(finished, tmp_path):
     agent, folder, _ = finished
     more = ["--agent", agent, "--dataset", SHIPPED, "--poison", "reward_bait", "--poison.rate=0.2",
@@ -193,6 +195,8 @@ def test_the_other_agents_too_in_the_run_and_from_its_directory_and_after_ctrl_c
     assert {"bc": "is asked for a cost of 40", "cdt": "asked for a return of 800 at a cost of 40", "bearl": "poisoned"}[
         agent] in done.stderr
     assert "not checked" not in done.stderr
+    if agent != "cdt":
+        return  # the others go on with transitions, as the agents above do
     in_run = weights(result)
     shutil.rmtree(result)
     command = ["unlearn", folder, "--steps", "10", "--eval-episodes", "0"]
@@ -203,7 +207,7 @@ def test_the_other_agents_too_in_the_run_and_from_its_directory_and_after_ctrl_c
     assert all(torch.equal(in_run[name], again[name]) for name in in_run)
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", ["coptidice", "cpq"])
 def test_without_our_flags_the_weights_are_those_of_plain_python(agent, tmp_path):
     with open(os.path.join(CHECKOUT, SCRIPT)) as file:
         source = file.read()
@@ -241,6 +245,7 @@ def test_as_a_module_with_loader_workers_and_a_density_filter(tmp_path):
     assert "fine_tune" in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.parametrize("finished", ["cpq"], indirect=True)
 def test_a_part_of_the_poison_can_be_forgotten(finished, tmp_path):
     agent, folder, _ = finished
     whole = ForgetManifest.load(rundir.manifest_path(folder))
