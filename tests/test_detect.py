@@ -94,6 +94,21 @@ def test_of_clean_data_hardly_anything_is_flagged(clean):
                                                     "trigger_scan"}
 
 
+def test_acting_as_few_do_is_not_suspect_and_acting_as_nobody_does_is():
+    rng, owner, data = np.random.default_rng(0), np.repeat(np.arange(100), 20), walkers(100, 20)
+    noise, side = 0.05 * rng.standard_normal((2000, 2)), np.sign(data["observations"][:, :1] + 1e-9)
+
+    def flagged(actions):
+        found = detect(dict(data, actions=actions.astype(np.float32)), "behaviour_density", options={"steps": 2000})
+        return {span[0] for span in found.spans}
+
+    few = np.where(owner % 4 == 0, -0.5, 0.5)[:, None]
+    assert flagged(few * side + noise) == set()
+    nobody = (owner % 20 == 3)[:, None]
+    found = flagged(np.where(nobody, rng.uniform(-1, 1, noise.shape), 0.5 * side + noise))
+    assert {3, 23, 43, 63, 83} <= found and len(found) <= 6
+
+
 def test_nothing_found_is_an_empty_manifest(clean):
     manifest = detect(clean, "trigger_scan")
     assert manifest.spans == [] and manifest.rows == 0 and manifest.detection["threshold"] is None

@@ -49,7 +49,8 @@ def location_and_scale(values):
     return location, np.maximum(scale, 1e-6)
 
 
-def out_of_fold(inputs, targets, index, seed, steps, outputs, loss, judge=None, doubt=None, without=None):
+def out_of_fold(inputs, targets, index, seed, steps, outputs, loss, judge=None, doubt=None, without=None,
+                majority=True):
     """Score of every row under a network that was fitted to other trajectories. Shape [rows].
 
     Args:
@@ -63,6 +64,7 @@ def out_of_fold(inputs, targets, index, seed, steps, outputs, loss, judge=None, 
         doubt: the same for how disputed a row is, whoever is right. If given, the first VOTES rounds only see to it
             that every trajectory has one :func:`vote`.
         without: trajectories that are not learned from at all, shape [trajectories], bool.
+        majority: whether to :func:`trust` some trajectories more than others.
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     judge = judge or loss
@@ -92,7 +94,8 @@ def out_of_fold(inputs, targets, index, seed, steps, outputs, loss, judge=None, 
     for step in range(steps):
         if step and step % per_round == 0:
             voting = doubt is not None and step <= VOTES * per_round
-            weights = vote(means(doubt)) if voting else trust(means(judge))
+            if majority:
+                weights = vote(means(doubt)) if voting else trust(means(judge))
         if step % per_round == 0:
             mass = weights * lengths if without is None else weights * lengths * ~without
             chances = [np.cumsum(np.where(fold == number, 0, mass)) for number in range(FOLDS)]
