@@ -92,10 +92,9 @@ def out_of_fold(inputs, targets, index, seed, steps, outputs, loss, judge=None, 
 
     per_round, weights = -(-steps // ROUNDS), np.ones(len(lengths))
     for step in range(steps):
-        if step and step % per_round == 0:
+        if majority and step and step % per_round == 0:
             voting = doubt is not None and step <= VOTES * per_round
-            if majority:
-                weights = vote(means(doubt)) if voting else trust(means(judge))
+            weights = vote(means(doubt)) if voting else trust(means(judge))
         if step % per_round == 0:
             mass = weights * lengths if without is None else weights * lengths * ~without
             chances = [np.cumsum(np.where(fold == number, 0, mass)) for number in range(FOLDS)]
