@@ -21,7 +21,7 @@ def _import_hooks_are_taken_back():
 
 @pytest.fixture(scope="module")
 def quick_fqe():
-    """Fitted Q evaluation with a hundredth of its steps: most of the time of an audit, and a test of its own."""
+    """Fitted Q evaluation with a hundredth of its steps: most of the time of an audit, and tested by itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("osrl_unlearn.audit.fqe.STEPS", 20)
         yield
