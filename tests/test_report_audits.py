@@ -241,7 +241,9 @@ def test_several_agents_side_by_side_with_their_audits(tmp_path, monkeypatch):
     assert "| 4 | elsewhere | - | - | Not unlearned | 50.00 (one episode) | 5.00 (one episode) | 9.00 (one" in text
     # The figures of the swapped one count nowhere.
     assert "2 of 3 runs are shown to be within the limit" in text and "| safe_rule | 2 | 20.0 [" in text
-    assert "**Not unlearned. elsewhere: Audit: the agent does not count as unlearned." in text
+    # "Within the limit" at the top is not the whole truth where there is an audit.
+    assert [line[2:line.index(": Audit")] for line in verdicts(text) if ": Audit: " in line] == [
+        "Not unlearned. a/safe_rule", "Not unlearned. elsewhere"]
     assert "## Run 4: elsewhere" in text
 
 

@@ -41,8 +41,9 @@ def content(runs):
         for name, group in methods.items():
             parts.append(_group_verdict(name, group))
     for run in runs:
-        parts += [dict(block, text="{}: {}".format(run.label, block["text"])) for block in verdicts(run)
-                  if run.report is None]
+        # The first is the report's, if there is one, and of those the groups speak.
+        parts += [dict(block, text="{}: {}".format(run.label, block["text"]))
+                  for block in verdicts(run)[run.report is not None:]]
     parts += [_heading(2, "All runs"), _all_runs(runs)]
     for n, methods in enumerate(groups.values(), 1):
         parts += _over_runs(methods, "over-runs-{}".format(n)) + _over_budgets(methods, "budgets-{}".format(n))
