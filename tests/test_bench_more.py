@@ -316,6 +316,27 @@ def test_a_table_of_detection(tmp_path):
     assert "0.20*" in {text.get_text() for text in figure.axes[0].texts}
 
 
+def test_a_detector_with_other_models(tmp_path):
+    costs = {"task": TASK, "detector": "cost_consistency"}
+    values = dict(DETECTION, settings={"costs": costs, "trees": dict(costs, options={"model": "trees"})},
+                  attacks={"inject": {"rates": [0.2]}})
+    suite = suite_of(tmp_path, values, found.DetectionSuite)
+    cells = plan_of(found, suite)
+    assert "options" not in cells["costs", "inject", 0.2, 0]  # what was computed before there were options counts
+    assert cells["trees", "inject", 0.2, 0]["options"] == {"model": "trees"}
+    made = {"costs": numbers(1.0, 0.9, 0.1, 0.9), "trees": numbers(0.8, 0.7, 0.2, 0.5)}
+    rows = found.aggregate(suite, {where: dict(made[where[0]], precision=where[1] and made[where[0]]["precision"])
+                                   for where in cells})["rows"]
+    text = found.text({"rows": rows, "suite": dataclasses.asdict(suite)})
+    assert ("| task | detector | attack | rate | default | model trees |" in text and
+            "| {} | cost_consistency | inject | 0.2 | 0.90, 0.90 / 1.00, 2 s | 0.50, 0.70 / 0.80, 2 s |".format(TASK)
+            in text and "| clean data |  | 10.00% flagged, 2 s | 20.00% flagged, 2 s |" in text)
+    assert "| cost_consistency | inject | none | none |" in text  # what its default model sees
+    assert "cost_consistency, model trees" in text
+    with pytest.raises(ConfigError, match="model must be one of"):
+        suite_of(tmp_path, dict(values, settings={"costs": dict(costs, options={"model": "x"})}), found.DetectionSuite)
+
+
 def test_a_detector_that_asks_an_agent(tmp_path, monkeypatch):
     data = toy_data(trajectories=60)
     monkeypatch.setattr(environments, "load", lambda *args: (data, TrajectoryIndex(data).row_ids()))

@@ -16,8 +16,8 @@ from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.detection import detect, measure
-from osrl_unlearn.detectors import models
-from osrl_unlearn.errors import ConfigError
+from osrl_unlearn.detectors import models, trees
+from osrl_unlearn.errors import ConfigError, EnvironmentProblem
 from osrl_unlearn.options import parse
 from osrl_unlearn.registry import DETECTORS
 from osrl_unlearn.testing import DetectorContract, toy_data
@@ -92,6 +92,27 @@ def test_of_clean_data_hardly_anything_is_flagged(clean):
     assert len(manifest.spans) <= 2 and len(manifest.detection["trajectories"]["score"]) == 80
     assert set(manifest.detection["detectors"]) == {"cost_consistency", "reward_consistency", "dynamics_consistency",
                                                     "trigger_scan"}
+
+
+def test_gradient_boosted_trees_find_them_too(clean, monkeypatch):
+    monkeypatch.setattr(trees, "TREES", 20)
+    bad = poison(clean, "cost_hide", rate=0.15)
+    found = measure(detect(bad.data, "cost_consistency", ids=bad.ids, options={"model": "trees"}), bad.manifest)
+    assert found["recall"] >= 0.9 and found["precision"] >= 0.8 and found["auroc"] > 0.95
+
+
+def test_trees_are_the_same_with_the_same_seed(clean, monkeypatch):
+    monkeypatch.setattr(trees.Trees, "rounds", 2)
+    first, same = (detect(clean, "cost_consistency", options={"model": "trees"}).detection for _ in range(2))
+    assert first == same and first["options"]["model"] == "trees"
+
+
+def test_trees_are_not_there(clean, monkeypatch):
+    with pytest.raises(ConfigError, match="model must be one of networks, trees, got forest"):
+        detect(clean, "cost_consistency", options={"model": "forest"})
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+    with pytest.raises(EnvironmentProblem, match="pip install scikit-learn"):
+        detect(clean, "cost_consistency", options={"model": "trees"})
 
 
 def test_acting_as_few_do_is_not_suspect_and_acting_as_nobody_does_is():

@@ -13,10 +13,11 @@ import numpy as np
 from osrl_unlearn import __version__
 from osrl_unlearn.bench import agents, output
 from osrl_unlearn.bench import suite as suites
+from osrl_unlearn.detection import make_detector
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.evaluate.report import markdown_table, panels
-from osrl_unlearn.registry import ATTACKS, DETECTORS
+from osrl_unlearn.registry import ATTACKS
 
 FOUND, PARTLY, NOT_SEEN = "found", "partly found", "not seen"
 CLEAN, FALSE_ALARMS = "clean", "false alarms"
@@ -30,10 +31,11 @@ NUMBERS = ("auroc", "precision", "recall", "flagged_share", "false_alarms_per_10
 class DetectionSetting(suites.DataSetting):
     """The dataset of a task, the detector that looks at it, and the agent of the suite that it asks, if it asks one."""
     detector: str = "ensemble"
+    options: dict = dataclasses.field(default_factory=dict)
     agent: Optional[str] = None
 
     def __post_init__(self):
-        if ("agent" in DETECTORS.load(self.detector).needs) != (self.agent is not None):
+        if ("agent" in make_detector(self.detector, self.options).needs) != (self.agent is not None):
             raise ValueError("agent: {} {}".format(self.detector, "asks none" if self.agent else "asks one, name it"))
 
 
@@ -78,6 +80,7 @@ def plan(suite, files, hashes):
                                               attack, rate, seed)
                 cells[name, label, rate, seed] = dict(
                     cell, kind="detection", task=setting.task, detector=setting.detector,
+                    **({"options": setting.options} if setting.options else {}),
                     label="{}, {}, seed {}".format(
                         name, "clean" if attack is None else "{} {:g}".format(label, rate), seed))
     return cells
@@ -95,10 +98,10 @@ def detect_poison(cell, out):
 
     from osrl_unlearn.detection import detect, measure
     torch.set_num_threads(1)
-    asked = {}
+    asked = {"options": cell["options"]} if "options" in cell else {}
     if "agent" in cell:
-        asked = {"adapter": agents.agent(cell, out)[0],
-                 **{name: cell["agent"][name] for name in ("reward_scale", "cost_scale")}}
+        asked.update(adapter=agents.agent(cell, out)[0],
+                     **{name: cell["agent"][name] for name in ("reward_scale", "cost_scale")})
     data, true, ids = attacked(cell, out)
     started = time.perf_counter()
     found = detect(data, cell["detector"], seed=cell["seed"], ids=ids, task=cell["task"], dataset=cell["path"],
@@ -144,7 +147,8 @@ def aggregate(suite, results):
             if not found:
                 continue  # not computed yet
             row = {"setting": name, "attack": label, "name": attack and attack.name, "unit": attack and attack.unit,
-                   "rate": rate, "options": attack and attack.options, "detector": suite.settings[name].detector,
+                   "rate": rate, "options": attack and attack.options, "task": suite.settings[name].task,
+                   "detector": suite.settings[name].detector, "detector_options": suite.settings[name].options,
                    "agent": suite.settings[name].agent, "seeds": len(found),
                    "poisoned_share": float(np.mean([result["poisoned_share"] for result in found])),
                    "detectors": {part: defined(result["detectors"][part] for result in found)
@@ -189,13 +193,19 @@ def text(report):
             MANY, _summary(ensemble)))
     parts.append("What each detector sees when it is alone, by its lowest AUROC over tasks and rates up to {:.0%}:"
                  "\n\n{}".format(MANY, _seen(report["rows"])))
+    compared = _models(report["rows"])
+    if compared:
+        parts.append("The same detectors with other models: AUROC, precision / recall (clean data: share that is "
+                     "flagged), seconds.\n\n" + compared)
     for name, setting in suite["settings"].items():
         rows = [row for row in report["rows"] if row["setting"] == name]
         if not rows:
             continue
         members = list(rows[0]["detectors"])
-        parts.append("## {}\n\n{}, {}{}".format(name, setting["task"], setting["detector"], setting["agent"] and
-                                               " of the agent {}".format(setting["agent"]) or ""))
+        parts.append("## {}\n\n{}, {}{}{}".format(
+            name, setting["task"], setting["detector"],
+            "".join(", {} {}".format(*item) for item in setting["options"].items()),
+            " of the agent {}".format(setting["agent"]) if setting["agent"] else ""))
         parts.append(markdown_table([
             [row["attack"] or "clean data", "" if row["rate"] is None else "{:g}".format(row["rate"]),
              "{:.0%}".format(row["poisoned_share"]), _over(row["auroc"], digits=2), _over(row["precision"], digits=2),
@@ -227,7 +237,7 @@ def _goals(rows):
 
 def _seen(rows):
     """A line per detector: attacks that it finds, finds in part, and does not see."""
-    rows = [row for row in rows if row["attack"] is not None and row["rate"] <= MANY]
+    rows = [row for row in rows if row["attack"] is not None and row["rate"] <= MANY and not row["detector_options"]]
     lines = []
     for part in dict.fromkeys(part for row in rows for part in row["detectors"]):
         worst = {}
@@ -238,6 +248,22 @@ def _seen(rows):
                                for low, high in ((SEEN, 2), (BLIND, SEEN), (0, BLIND))])
     return markdown_table(lines, ["detector", "finds ({:g} or more)".format(SEEN), "in part",
                                   "does not see (below {:g})".format(BLIND)])
+
+
+def _models(rows):
+    """A line per task, attack and rate that a detector was tried on with several options, a column for each of them."""
+    cells, columns = {}, {}
+    for row in rows:
+        model = ", ".join("{} {}".format(*item) for item in row["detector_options"].items()) or "default"
+        columns[model] = None
+        numbers = ["{:.2%} flagged".format(row["flagged_share"]["mean"])] if row["attack"] is None else [
+            _over(row["auroc"], digits=2), "{} / {}".format(_over(row["precision"], digits=2),
+                                                            _over(row["recall"], digits=2))]
+        key = row["task"], row["detector"], row["attack"] or "clean data", row["rate"] or ""
+        cells.setdefault(key, {})[model] = ", ".join(numbers + [_over(row["seconds"], digits=0) + " s"])
+    lines = [list(map(str, key)) + [found.get(model, "") for model in columns] for key, found in cells.items()
+             if len(found) > 1]
+    return markdown_table(lines, ["task", "detector", "attack", "rate"] + list(columns)) if lines else None
 
 
 def _summary(rows):

@@ -4,6 +4,7 @@ import torch
 
 from osrl_unlearn.detectors import models
 from osrl_unlearn.detectors.base import Detector, ModelOptions
+from osrl_unlearn.detectors.networks import Networks
 
 COMPONENTS, DRAWS = 4, 8
 LEAST_SPREAD = 0.05  # in units of the action's range / 2: actions at their bounds would have no spread at all
@@ -44,8 +45,8 @@ class BehaviourDensity(Detector):
             usual = (log_weight.exp() * each).sum(-1)
             return (improbable(log_weight, mean, spread, target) - usual).clamp(min=0)
 
+        learner = Networks(self.options.steps, COMPONENTS * (1 + 2 * dim),
+                           lambda prediction, target: improbable(*mixture(prediction), target))
         found = models.out_of_fold(models.columns(data, ("observations",)), lambda rows: read(rows) / bound, index,
-                                   seed, self.options.steps, COMPONENTS * (1 + 2 * dim),
-                                   lambda prediction, target: improbable(*mixture(prediction), target), judge=excess,
-                                   majority=False)
+                                   seed, learner, excess, majority=False)
         return found.clip(0, 20)

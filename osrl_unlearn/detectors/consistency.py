@@ -1,12 +1,29 @@
 """What labels and next states that contradict the other trajectories have in common: a robust model out of fold."""
+import dataclasses
 from abc import abstractmethod
 
 import numpy as np
 
 from osrl_unlearn.detectors import models
 from osrl_unlearn.detectors.base import Detector, ModelOptions
+from osrl_unlearn.detectors.networks import Networks
+from osrl_unlearn.detectors.trees import Trees
+from osrl_unlearn.options import option
 
 CAP = 4.0  # in units of a column's scale: more than this is no stronger evidence
+MODELS = ("networks", "trees")
+
+
+@dataclasses.dataclass
+class ConsistencyOptions(ModelOptions):
+    """What predicts labels and next states."""
+    model: str = option("networks", "networks, or trees: gradient-boosted trees of scikit-learn, which take longer and "
+                                    "no steps")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model not in MODELS:
+            raise ValueError("model must be one of {}, got {}".format(", ".join(MODELS), self.model))
 
 
 class Consistency(Detector):
@@ -20,7 +37,7 @@ class Consistency(Detector):
     given: tuple
     delta: float
     doubt = None
-    Options = ModelOptions
+    Options = ConsistencyOptions
 
     @abstractmethod
     def logged(self, data, rows):
@@ -33,6 +50,8 @@ class Consistency(Detector):
         def targets(rows):
             return ((self.logged(data, rows) - location) / scale).clip(-CAP, CAP).astype(np.float32)
 
-        found = models.out_of_fold(models.columns(data, self.given), targets, index, seed, self.options.steps,
-                                   len(scale), models.huber(self.delta), models.distance, self.doubt, self.without)
+        learner = Trees() if self.options.model == "trees" else Networks(
+            self.options.steps, len(scale), models.huber(self.delta))
+        found = models.out_of_fold(models.columns(data, self.given), targets, index, seed, learner, models.distance,
+                                   self.doubt, self.without)
         return found.clip(0, CAP)

@@ -27,7 +27,7 @@ class Ensemble(Detector):
             if name in out and np.array_equal(known, out[name][0].without):
                 continue
             cls = DETECTORS.load(name)
-            member = cls(cls.Options(steps=self.options.steps)) if cls.Options is ModelOptions else cls()
+            member = cls(cls.Options(steps=self.options.steps)) if issubclass(cls.Options, ModelOptions) else cls()
             # More than half cannot be the poisoned minority.
             member.without = known if known.mean() < 0.5 else np.zeros_like(known)
             out[name] = member, member.scores(data, index, seed, **agent)

@@ -1,6 +1,6 @@
 """Models of a dataset that its poisoned minority does not pull along: fitted out of fold, by majority of trajectories.
 
-Every row is scored by a network that has seen no row of its trajectory. What disagrees within the data is settled by
+Every row is scored by a model that has seen no row of its trajectory. What disagrees within the data is settled by
 iteratively reweighted least squares (Holland & Welsch, Comm. Stat. 1977) with one weight per trajectory, not per row:
 a trajectory that the others contradict loses its weight, however many rows of it lie where they are contradicted. The
 most costly trajectories have most of the costly rows, so a vote of rows would be lost where one of trajectories is won.
@@ -13,10 +13,6 @@ FOLDS = 2
 ROUNDS = 10
 VOTES = 3            # of them, in which trajectories vote before any is distrusted
 LEAST_DOUBT = 0.02   # what no trajectory goes below, so that none has all votes
-BATCH = 512
-HIDDEN = 64
-BINS = 8
-LEARNING_RATE = 3e-3
 SAMPLE = 100_000   # rows that quantiles are taken of
 CHUNK = 1 << 14    # rows that are scored at a time
 PER_ROUND = 50     # rows per trajectory, at most about, that weights are computed from
@@ -49,71 +45,48 @@ def location_and_scale(values):
     return location, np.maximum(scale, 1e-6)
 
 
-def out_of_fold(inputs, targets, index, seed, steps, outputs, loss, judge=None, doubt=None, without=None,
-                majority=True):
-    """Score of every row under a network that was fitted to other trajectories. Shape [rows].
+def out_of_fold(inputs, targets, index, seed, learner, judge, doubt=None, without=None, majority=True):
+    """Score of every row under a model that was fitted to other trajectories. Shape [rows].
 
     Args:
         inputs, targets: functions of row numbers that return float32 arrays [n, dim].
         index: the TrajectoryIndex of the data.
         seed: seed of folds, weights and batches.
-        steps: updates, divided into ROUNDS rounds with other weights of trajectories each.
-        outputs: numbers that the network returns for each row.
-        loss: (prediction [..., n, outputs], target [..., n, dim]) -> losses [..., n].
-        judge: the same for scores, which also decide whom to :func:`trust`; default: ``loss``.
+        learner: what is fitted, a :class:`~osrl_unlearn.detectors.networks.Networks` or
+            :class:`~osrl_unlearn.detectors.trees.Trees`, in ``rounds`` rounds with other weights of trajectories each.
+        judge: (prediction [n, outputs], target [n, dim]) -> scores [n], which also decide whom to :func:`trust`.
         doubt: the same for how disputed a row is, whoever is right. If given, the first VOTES rounds only see to it
             that every trajectory has one :func:`vote`.
         without: trajectories that are not learned from at all, shape [trajectories], bool.
         majority: whether to :func:`trust` some trajectories more than others.
     """
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    judge = judge or loss
+    rng = np.random.default_rng(seed)
     lengths = index.stops - index.starts
     owner = np.repeat(np.arange(len(lengths)), lengths)
     few = np.arange(0, index.rows, max(1, int(lengths.mean() / PER_ROUND)))
     fold = rng.permutation(len(lengths)) % FOLDS
-    encode = Bins(inputs(sample(index.rows)))
-    network = Networks([encode.size, HIDDEN, HIDDEN, outputs], generator)
-    optimizer = torch.optim.Adam(network.parameters, lr=LEARNING_RATE)
+    learner.start(inputs, targets, index, seed, rng)
 
     def score(where, judge):
         out = np.empty(len(where), np.float32)
-        with torch.no_grad():
-            for number in range(FOLDS):
-                mine = np.flatnonzero(fold[owner[where]] == number)
-                for part in np.array_split(mine, -(-len(mine) // CHUNK)) if len(mine) else ():
-                    prediction = network.one(number, encode(torch.from_numpy(inputs(where[part]))))
-                    out[part] = judge(prediction, torch.from_numpy(targets(where[part]))).numpy()
+        for number in range(FOLDS):
+            mine = np.flatnonzero(fold[owner[where]] == number)
+            for part in np.array_split(mine, -(-len(mine) // CHUNK)) if len(mine) else ():
+                prediction = learner.predict(number, inputs(where[part]))
+                out[part] = judge(prediction, torch.from_numpy(targets(where[part]))).numpy()
         return out
 
     def means(judge):
         totals = np.bincount(owner[few], score(few, judge), len(lengths))
         return totals / np.maximum(np.bincount(owner[few], minlength=len(lengths)), 1)
 
-    per_round, weights = -(-steps // ROUNDS), np.ones(len(lengths))
-    for step in range(steps):
-        if majority and step and step % per_round == 0:
-            voting = doubt is not None and step <= VOTES * per_round
-            weights = vote(means(doubt)) if voting else trust(means(judge))
-        if step % per_round == 0:
-            mass = weights * lengths if without is None else weights * lengths * ~without
-            chances = [np.cumsum(np.where(fold == number, 0, mass)) for number in range(FOLDS)]
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, max(0.02, 2 * (1 - step / steps)))
-        batch = np.concatenate([draw(c, index, rng) for c in chances])
-        prediction = network(encode(torch.from_numpy(inputs(batch)).view(FOLDS, BATCH, -1)))
-        value = loss(prediction, torch.from_numpy(targets(batch)).view(FOLDS, BATCH, -1)).mean() * FOLDS
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
+    weights = np.ones(len(lengths))
+    for done in range(learner.rounds):
+        if majority and done:
+            weights = vote(means(doubt)) if doubt is not None and done <= VOTES else trust(means(judge))
+        wanted = weights if without is None else weights * ~without
+        learner.fit([np.where(fold == number, 0, wanted) for number in range(FOLDS)])
     return score(np.arange(index.rows), judge)
-
-
-def draw(chances, index, rng):
-    """BATCH row numbers: trajectories by the cumulative ``chances``, each row in them as likely as any other."""
-    which = np.searchsorted(chances, rng.random(BATCH) * chances[-1], side="right").clip(max=len(chances) - 1)
-    lengths = (index.stops - index.starts)[which]
-    return index.starts[which] + (rng.random(BATCH) * lengths).astype(np.int64)
 
 
 def trust(losses):
@@ -145,48 +118,3 @@ def huber(delta):
         error = (prediction - target).abs()
         return torch.where(error < delta, 0.5 * error ** 2 / delta, error - 0.5 * delta).mean(-1)
     return loss
-
-
-class Bins:
-    """Piecewise linear encoding: BINS numbers in [0, 1] per feature, between its quantiles.
-
-    Networks then see thresholds, which decide about most costs (Gorishniy et al., "On Embeddings for Numerical
-    Features in Tabular Deep Learning", NeurIPS 2022). Values beyond the extremes are as the extremes.
-    """
-
-    def __init__(self, values):
-        edges = np.quantile(values, np.linspace(0, 1, BINS + 1), axis=0).astype(np.float32)
-        widths = np.maximum(np.diff(edges, axis=0), 1e-4 * np.maximum(edges[-1] - edges[0], 1e-6))
-        self._low, self._width = torch.from_numpy(edges[:-1].T.copy()), torch.from_numpy(widths.T.copy())
-        self.size = self._low.numel()
-
-    def __call__(self, values):
-        """[..., dim] -> [..., dim * BINS]"""
-        return ((values[..., None] - self._low) / self._width).clamp_(0, 1).flatten(-2)
-
-
-class Networks:
-    """FOLDS perceptrons of the same ``sizes`` that are trained side by side, much faster than one after the other."""
-
-    def __init__(self, sizes, generator):
-        self.parameters = []
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
-            bound = (3 / fan_in) ** 0.5
-            self.parameters += [(2 * torch.rand(FOLDS, fan_in, fan_out, generator=generator) - 1) * bound,
-                                torch.zeros(FOLDS, 1, fan_out)]
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
-
-    def __call__(self, values):
-        """All networks on batches of their own. Shape [FOLDS, n, inputs] -> [FOLDS, n, outputs]."""
-        for layer in range(0, len(self.parameters), 2):
-            values = torch.baddbmm(self.parameters[layer + 1], torch.relu(values) if layer else values,
-                                   self.parameters[layer])
-        return values
-
-    def one(self, number, values):
-        """One network. Shape [n, inputs] -> [n, outputs]."""
-        for layer in range(0, len(self.parameters), 2):
-            values = torch.addmm(self.parameters[layer + 1][number], torch.relu(values) if layer else values,
-                                 self.parameters[layer][number])
-        return values
