@@ -96,13 +96,14 @@ def test_of_clean_data_hardly_anything_is_flagged(clean):
 
 def test_gradient_boosted_trees_find_them_too(clean, monkeypatch):
     monkeypatch.setattr(trees, "TREES", 20)
+    monkeypatch.setattr(trees.Trees, "rounds", 7)
     bad = poison(clean, "cost_hide", rate=0.15)
     found = measure(detect(bad.data, "cost_consistency", ids=bad.ids, options={"model": "trees"}), bad.manifest)
     assert found["recall"] >= 0.9 and found["precision"] >= 0.8 and found["auroc"] > 0.95
 
 
 def test_trees_are_the_same_with_the_same_seed(clean, monkeypatch):
-    monkeypatch.setattr(trees.Trees, "rounds", 2)
+    monkeypatch.setattr(trees.Trees, "rounds", 1)
     first, same = (detect(clean, "cost_consistency", options={"model": "trees"}).detection for _ in range(2))
     assert first == same and first["options"]["model"] == "trees"
 
