@@ -295,8 +295,7 @@ def test_options_reach_the_detector_and_nothing_found_is_said(tmp_path, capsys):
     assert cli.main(["detect", "--dataset", file, "--detector", "cost_consistency", "--set", "steps=7", "--fdr", "0.2",
                      "--seed", "3", "--out", out]) == 0
     about = ForgetManifest.load(out).detection
-    assert (about["options"], about["fdr"], about["seed"]) == (
-        {"steps": 7, "model": "networks"}, 0.2, 3)
+    assert (about["options"], about["fdr"], about["seed"]) == ({"steps": 7, "model": "networks"}, 0.2, 3)
     if not ForgetManifest.load(out).spans:
         assert "there is nothing to forget" in capsys.readouterr().out
 

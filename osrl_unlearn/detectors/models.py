@@ -30,6 +30,11 @@ def sample(rows):
     return np.arange(0, rows, -(-rows // SAMPLE))
 
 
+def some_of_each(index):
+    """Row numbers at equal distances, about PER_ROUND for each trajectory of mean length."""
+    return np.arange(0, index.rows, max(1, int((index.stops - index.starts).mean() / PER_ROUND)))
+
+
 def location_and_scale(values):
     """Median and interquartile range / 1.35 of each column; if most values are the same, the others' median distance.
 
@@ -63,7 +68,7 @@ def out_of_fold(inputs, targets, index, seed, learner, judge, doubt=None, withou
     rng = np.random.default_rng(seed)
     lengths = index.stops - index.starts
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    few = np.arange(0, index.rows, max(1, int(lengths.mean() / PER_ROUND)))
+    few = some_of_each(index)
     fold = rng.permutation(len(lengths)) % FOLDS
     learner.start(inputs, targets, index, seed, rng)
 

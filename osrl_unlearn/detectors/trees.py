@@ -2,7 +2,7 @@
 import numpy as np
 import torch
 
-from osrl_unlearn.detectors.models import PER_ROUND, ROUNDS
+from osrl_unlearn.detectors.models import ROUNDS, some_of_each
 from osrl_unlearn.errors import EnvironmentProblem
 
 TREES = 60  # of each round and target
@@ -11,8 +11,8 @@ TREES = 60  # of each round and target
 class Trees:
     """A learner for :func:`~osrl_unlearn.detectors.models.out_of_fold` with as many outputs as targets.
 
-    Least squares; what is disputed is left to the weights of trajectories. Every round starts anew, on at most about
-    PER_ROUND rows per trajectory but for the last, which sees all. Raises EnvironmentProblem without scikit-learn.
+    Least squares; what is disputed is left to the weights of trajectories. Every round starts anew, on some rows of
+    each trajectory; the last one sees all. Raises EnvironmentProblem without scikit-learn.
     """
 
     rounds = ROUNDS
@@ -29,10 +29,8 @@ class Trees:
 
     def fit(self, weights):
         """Fit trees with these weights of trajectories: shape [trajectories] for each fold."""
-        lengths = self._index.stops - self._index.starts
         self._done += 1
-        rows = np.arange(0, self._index.rows,
-                         1 if self._done == self.rounds else max(1, int(lengths.mean() / PER_ROUND)))
+        rows = np.arange(self._index.rows) if self._done == self.rounds else some_of_each(self._index)
         owner = np.searchsorted(self._index.stops, rows, side="right")
         self._fitted = []
         for each in weights:
