@@ -23,7 +23,7 @@ def make_detector(name, options=None):
 
 
 def detect(data, detector="ensemble", *, fdr=0.05, seed=0, ids=None, adapter=None, reward_scale=1.0, cost_scale=1.0,
-           options=None, task=None, dataset=None):
+           options=None, task=None, dataset=None, progress=True):
     """Find the trajectories that are poisoned, without labels.
 
     The row scores of each detector are summed up per trajectory twice: their mean shows trajectories that are poisoned
@@ -48,6 +48,7 @@ def detect(data, detector="ensemble", *, fdr=0.05, seed=0, ids=None, adapter=Non
             rewards and costs were multiplied by in its training.
         options: the detector's options, as a mapping, if ``detector`` is a name.
         task, dataset: recorded in the manifest.
+        progress: whether to show bars on standard error.
 
     Returns:
         A :class:`~osrl_unlearn.data.manifest.ForgetManifest` of whole trajectories, perhaps none, whose ``detection``
@@ -57,6 +58,7 @@ def detect(data, detector="ensemble", *, fdr=0.05, seed=0, ids=None, adapter=Non
         ConfigError: unknown detector or option, an fdr outside (0, 1), an agent that is missing, too few trajectories.
     """
     detector = make_detector(detector, options) if isinstance(detector, str) else detector
+    detector.progress = progress
     check_fdr(fdr)
     index = TrajectoryIndex(data, ids)
     if len(index.starts) < LEAST:

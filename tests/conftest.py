@@ -20,9 +20,13 @@ def _import_hooks_are_taken_back():
 
 
 @pytest.fixture(scope="module")
-def quick_fqe():
-    """Fitted Q evaluation with a hundredth of its steps: most of the time of an audit, and tested by itself."""
+def quick():
+    """What quick/sitecustomize.py does for subprocesses: few steps of screening and of fitted Q evaluation.
+
+    They take most of the time of a short run and of an audit, and have tests of their own.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("osrl_unlearn.screening.STEPS", 1)
         patch.setattr("osrl_unlearn.audit.fqe.STEPS", 20)
         yield
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from osrl_unlearn import cli, resources, rundir, screening
+from osrl_unlearn import cli, resources, rundir
 from osrl_unlearn.files import sha256_state
 
 pytest.importorskip("osrl")
@@ -19,8 +19,7 @@ WRITTEN = {"torch-1.13": "1b6cb56d2473b73eafc641d2ce8baec7d5eb74ed1ec60b170726d3
 
 
 @pytest.mark.parametrize("torch_version", sorted(WRITTEN))
-def test_a_run_of_another_torch_is_unlearned(torch_version, tmp_path, monkeypatch):
-    monkeypatch.setattr(screening, "STEPS", 1)  # not what this is about
+def test_a_run_of_another_torch_is_unlearned(torch_version, quick, tmp_path):
     folder = str(tmp_path / "run")
     shutil.copytree(os.path.join(CHECKPOINTS, torch_version), folder)
     run = rundir.load(folder)

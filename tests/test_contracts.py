@@ -115,7 +115,7 @@ class TestMethods(MethodContract):
         return make_trainer(self.agent_name)
 
 
-@pytest.mark.usefixtures("quick_fqe")
+@pytest.mark.usefixtures("quick")
 class TestMetrics(MetricContract):
     @pytest.fixture(autouse=True, params=list(METRICS.builtins))
     def _name(self, request):

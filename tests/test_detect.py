@@ -300,6 +300,15 @@ def test_options_reach_the_detector_and_nothing_found_is_said(tmp_path, capsys):
         assert "there is nothing to forget" in capsys.readouterr().out
 
 
+def test_bars_name_what_is_fitted_and_quiet_hides_them(tmp_path, capsys):
+    command = ["detect", "--dataset", write(tmp_path / "clean.hdf5", walkers(20, 20)), "--set", "steps=7", "--out",
+               str(tmp_path / "m.json")]
+    assert cli.main(command) == 0
+    error = capsys.readouterr().err
+    assert all(name + ":   0%" in error for name in ("dynamics_consistency", "reward_consistency", "cost_consistency"))
+    assert cli.main(command + ["--quiet"]) == 0 and capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("arguments, match", [
     ([], "nothing to search"), (["--dataset", "nowhere.hdf5", "--out", "m.json"], "no dataset at nowhere.hdf5"),
     (["--dataset", "d.hdf5"], "--out is missing"), (["--dataset", "d.hdf5", "--out", "."], "--out .: give the file"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from agents import QUICK, subprocess_environment
 
-from osrl_unlearn import generators, resources, rundir
+from osrl_unlearn import cli, generators, resources, rundir, unlearning
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.evaluate.report import check
 
@@ -118,36 +118,37 @@ def test_unlearning_from_the_run_directory_equals_unlearning_in_the_run(finished
         assert json.load(file)["unlearned"] is None
 
 
-INTERRUPTED = """
-import sys
-from osrl_unlearn import cli, unlearning
-def logging(logger, offset):
-    def on_check(step, entry):
-        if step == 6:
-            raise KeyboardInterrupt
-    return on_check
-unlearning._logging = logging
-sys.exit(cli.main(sys.argv[1:]))
-"""
+def unlearn(capsys, *command, status=0, interrupted=False):
+    """What "osrl-unlearn unlearn ..." says, called in this process; Ctrl-C is pressed in its sixth step."""
+    def logging(logger, offset):
+        def on_check(step, entry):
+            if step == 6:
+                raise KeyboardInterrupt
+        return on_check
+
+    with pytest.MonkeyPatch.context() as patch:
+        if interrupted:
+            patch.setattr(unlearning, "_logging", logging)
+        assert cli.main(["unlearn", *command]) == status
+    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize("finished", ["bcql"], indirect=True)  # of every agent and method: test_contracts.py
-def test_after_ctrl_c_the_same_command_goes_on_and_gives_the_same_weights(finished, tmp_path):
+def test_after_ctrl_c_the_same_command_goes_on_and_gives_the_same_weights(finished, quick, capsys):
     _, folder, _ = finished
-    command = ["unlearn", folder, "--method", "fine_tune", "--steps", "10", "--eval-episodes", "1"]
-    run("-m", "osrl_unlearn", *command, "--reference", folder, cwd=tmp_path)
+    command = [folder, "--method", "fine_tune", "--steps", "10", "--eval-episodes", "1"]
+    unlearn(capsys, *command, "--reference", folder)
     result = rundir.unlearned_dir(folder, "fine_tune")
     whole = weights(result)
     with open(os.path.join(result, "report.json")) as file:
         report = json.load(file)
     assert report["reference"] == report["poisoned"]  # the poisoned run stood in for a reference
     shutil.rmtree(result)
-    stopped = run("-c", INTERRUPTED, *command, cwd=tmp_path, status=130)
-    assert "go on from step 5" in stopped.stderr and not os.path.exists(rundir.model_path(result))
-    other = run("-m", "osrl_unlearn", *command[:-1], "2", "--seed", "9", cwd=tmp_path, status=2)
-    assert "interrupted run with other settings" in other.stderr
-    again = run("-m", "osrl_unlearn", *command, cwd=tmp_path)
-    assert "going on from step 5" in again.stderr
+    assert "go on from step 5" in unlearn(capsys, *command, status=130, interrupted=True)
+    assert not os.path.exists(rundir.model_path(result))
+    other = unlearn(capsys, *command[:-1], "2", "--seed", "9", status=2)
+    assert "interrupted run with other settings" in other
+    assert "going on from step 5" in unlearn(capsys, *command)
     assert all(torch.equal(whole[name], tensor) for name, tensor in weights(result).items())
     assert not [name for _, _, names in os.walk(result) for name in names if name == "resume.pt"]
 
@@ -177,7 +178,7 @@ def test_continuing_from_checkpoint_and_side_state_equals_not_having_stopped(fin
 
 
 @pytest.mark.parametrize("agent", ["bc", "bearl", "cdt"])
-def test_the_other_agents_too_in_the_run_and_from_its_directory_and_after_ctrl_c(agent, tmp_path):
+def test_the_other_agents_too_in_the_run_and_from_its_directory_and_after_ctrl_c(agent, tmp_path, quick, capsys):
     done = script("--agent", agent, "--dataset", SHIPPED, "--poison", "cost_hide", "--poison.rate=0.3", *UNLEARN,
                   cwd=tmp_path)
     folder = str(tmp_path / "logs" / "standin")
@@ -199,10 +200,9 @@ def test_the_other_agents_too_in_the_run_and_from_its_directory_and_after_ctrl_c
         return  # the others go on with transitions, as the agents above do
     in_run = weights(result)
     shutil.rmtree(result)
-    command = ["unlearn", folder, "--steps", "10", "--eval-episodes", "0"]
-    stopped = run("-c", INTERRUPTED, *command, cwd=tmp_path, status=130)
-    assert "go on from step 5" in stopped.stderr
-    run("-m", "osrl_unlearn", *command, cwd=tmp_path)
+    command = [folder, "--steps", "10", "--eval-episodes", "0"]
+    assert "go on from step 5" in unlearn(capsys, *command, status=130, interrupted=True)
+    unlearn(capsys, *command)
     again = weights(result)
     assert all(torch.equal(in_run[name], again[name]) for name in in_run)
 

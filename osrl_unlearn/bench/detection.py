@@ -105,7 +105,7 @@ def detect_poison(cell, out):
     data, true, ids = attacked(cell, out)
     started = time.perf_counter()
     found = detect(data, cell["detector"], seed=cell["seed"], ids=ids, task=cell["task"], dataset=cell["path"],
-                   **asked)
+                   progress=False, **asked)
     seconds = time.perf_counter() - started
     about = found.detection["trajectories"]
 

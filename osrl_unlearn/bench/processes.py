@@ -209,7 +209,7 @@ def _detect():
     def work(path):
         data = read_columns(path)
         check_arrays(data, path)
-        detect(data).save(os.path.join(os.path.dirname(path), "found.json"))
+        detect(data, progress=False).save(os.path.join(os.path.dirname(path), "found.json"))
     return work
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from osrl_unlearn import environments, rundir
+from osrl_unlearn import environments, rundir, status
 from osrl_unlearn.commands.unlearn import load_data, own_manifest
 from osrl_unlearn.data.dataset import check_arrays, check_file, read_columns
 from osrl_unlearn.data.manifest import ForgetManifest
@@ -49,7 +49,7 @@ def main(args):
         raise ConfigError("the detector '{}' needs a trained agent: give --run RUN_DIR".format(detector.name))
     check_writable(os.path.dirname(os.path.abspath(args.out)))
     data, ids, about = load(args)
-    manifest = detect(data, detector, fdr=args.fdr, seed=args.seed, ids=ids, **about)
+    manifest = detect(data, detector, fdr=args.fdr, seed=args.seed, ids=ids, progress=not status.quiet, **about)
     manifest.save(args.out)
     print("{}; {} has the scores{}".format(
         describe(manifest), args.out, "; to forget them: osrl-unlearn unlearn {} --forget {}".format(

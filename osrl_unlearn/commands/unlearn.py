@@ -73,7 +73,7 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
         manifest, sentence = find_forget_set(
             config, run_dir, data, ids, run.adapter, true=manifest if manifest.attack else None, task=settings["task"],
             dataset=dataset or manifest.dataset or state.get("dataset"), reward_scale=reward_scale,
-            cost_scale=cost_scale)
+            cost_scale=cost_scale, progress=not status.quiet)
         found = [sentence]
     trained = Trained(
         run.adapter, data, ids, manifest, run_dir, settings, settings["task"], settings["cost_limit"], reward_scale,

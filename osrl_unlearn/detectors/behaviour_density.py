@@ -48,5 +48,5 @@ class BehaviourDensity(Detector):
         learner = Networks(self.options.steps, COMPONENTS * (1 + 2 * dim),
                            lambda prediction, target: improbable(*mixture(prediction), target))
         found = models.out_of_fold(models.columns(data, ("observations",)), lambda rows: read(rows) / bound, index,
-                                   seed, learner, excess, majority=False)
+                                   seed, learner, excess, majority=False, label=self.label)
         return found.clip(0, 20)

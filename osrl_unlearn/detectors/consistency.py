@@ -53,5 +53,5 @@ class Consistency(Detector):
         learner = Trees() if self.options.model == "trees" else Networks(
             self.options.steps, len(scale), models.huber(self.delta))
         found = models.out_of_fold(models.columns(data, self.given), targets, index, seed, learner, models.distance,
-                                   self.doubt, self.without)
+                                   self.doubt, self.without, label=self.label)
         return found.clip(0, CAP)

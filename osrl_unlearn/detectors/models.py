@@ -8,6 +8,7 @@ most costly trajectories have most of the costly rows, so a vote of rows would b
 import numpy as np
 import torch
 from scipy.stats import iqr
+from tqdm import tqdm
 
 FOLDS = 2
 ROUNDS = 10
@@ -50,7 +51,8 @@ def location_and_scale(values):
     return location, np.maximum(scale, 1e-6)
 
 
-def out_of_fold(inputs, targets, index, seed, learner, judge, doubt=None, without=None, majority=True):
+def out_of_fold(inputs, targets, index, seed, learner, judge, doubt=None, without=None, majority=True,
+                label=None):
     """Score of every row under a model that was fitted to other trajectories. Shape [rows].
 
     Args:
@@ -64,6 +66,7 @@ def out_of_fold(inputs, targets, index, seed, learner, judge, doubt=None, withou
             that every trajectory has one :func:`vote`.
         without: trajectories that are not learned from at all, shape [trajectories], bool.
         majority: whether to :func:`trust` some trajectories more than others.
+        label: what a progress bar calls this, or None for no bar.
     """
     rng = np.random.default_rng(seed)
     lengths = index.stops - index.starts
@@ -86,12 +89,16 @@ def out_of_fold(inputs, targets, index, seed, learner, judge, doubt=None, withou
         return totals / np.maximum(np.bincount(owner[few], minlength=len(lengths)), 1)
 
     weights = np.ones(len(lengths))
-    for done in range(learner.rounds):
-        if majority and done:
-            weights = vote(means(doubt)) if doubt is not None and done <= VOTES else trust(means(judge))
-        wanted = weights if without is None else weights * ~without
-        learner.fit([np.where(fold == number, 0, wanted) for number in range(FOLDS)])
-    return score(np.arange(index.rows), judge)
+    with tqdm(total=learner.rounds + 1, desc=label, disable=label is None, leave=False, dynamic_ncols=True) as bar:
+        for done in range(learner.rounds):
+            if majority and done:
+                weights = vote(means(doubt)) if doubt is not None and done <= VOTES else trust(means(judge))
+            wanted = weights if without is None else weights * ~without
+            learner.fit([np.where(fold == number, 0, wanted) for number in range(FOLDS)])
+            bar.update()
+        found = score(np.arange(index.rows), judge)
+        bar.update()
+    return found
 
 
 def trust(losses):

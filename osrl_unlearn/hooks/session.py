@@ -460,7 +460,8 @@ class Session:
             from osrl_unlearn.detection import find_forget_set
             manifest, sentence = find_forget_set(
                 self.unlearn, folder, record.data, record.ids, adapter, true=record.manifest, task=record.task,
-                dataset=record.dataset, reward_scale=record.reward_scale, cost_scale=record.cost_scale)
+                dataset=record.dataset, reward_scale=record.reward_scale, cost_scale=record.cost_scale,
+                progress=progress)
             record, found = dataclasses.replace(record, manifest=manifest), [sentence]
         trained = Trained(adapter, record.data, record.ids, self._complete(record), folder, config, record.task,
                           limit, record.reward_scale, record.cost_scale, training.updates, training.seconds,
