@@ -20,14 +20,15 @@ def _import_hooks_are_taken_back():
 
 
 @pytest.fixture(scope="module")
-def quick():
-    """What quick/sitecustomize.py does for subprocesses: few steps of screening and of fitted Q evaluation.
+def few_steps():
+    """What quick/sitecustomize.py does for subprocesses: few steps of the critics that screen and audit.
 
     They take most of the time of a short run and of an audit, and have tests of their own.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("osrl_unlearn.screening.STEPS", 1)
         patch.setattr("osrl_unlearn.audit.fqe.STEPS", 20)
+        patch.setattr("osrl_unlearn.audit.auditor.STEPS", 20)
         yield
 
 

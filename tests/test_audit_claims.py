@@ -198,7 +198,7 @@ def test_verdicts():
 # Every agent ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("agent", ["bc", "bearl", "cdt"])
-def test_an_audit_of_agents_without_critics_or_states(agent, quick):
+def test_an_audit_of_agents_without_critics_or_states(agent, few_steps):
     bad = poison(toy_data(trajectories=24), "random_noise", rate=0.25)
     agents = []
     for seed in range(4):

@@ -25,7 +25,7 @@ needs_ssh = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenS
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory, quick):
+def audited(tmp_path_factory, few_steps):
     """A folder with a poisoned, two retrained and one unlearned run, and the audit of the last."""
     top = tmp_path_factory.mktemp("audit")
     shutil.copy(SHIPPED, str(top / "data.hdf5"))

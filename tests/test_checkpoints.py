@@ -19,7 +19,7 @@ WRITTEN = {"torch-1.13": "1b6cb56d2473b73eafc641d2ce8baec7d5eb74ed1ec60b170726d3
 
 
 @pytest.mark.parametrize("torch_version", sorted(WRITTEN))
-def test_a_run_of_another_torch_is_unlearned(torch_version, quick, tmp_path):
+def test_a_run_of_another_torch_is_unlearned(torch_version, few_steps, tmp_path):
     folder = str(tmp_path / "run")
     shutil.copytree(os.path.join(CHECKPOINTS, torch_version), folder)
     run = rundir.load(folder)

@@ -161,7 +161,7 @@ CONFIG = dict(task="OfflineBallCircle-v0", seed=0, cost_limit=5, episode_len=15,
 
 
 @pytest.fixture
-def run_dir(quick, tmp_path):
+def run_dir(few_steps, tmp_path):
     """A run directory of an untrained CPQ without side state, and a manifest of a part of the shipped data."""
     folder = tmp_path / "run"
     (folder / "checkpoint").mkdir(parents=True)

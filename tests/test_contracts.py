@@ -116,7 +116,7 @@ class TestMethods(MethodContract):
         return make_trainer(self.agent_name)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("few_steps")
 class TestMetrics(MetricContract):
     @pytest.fixture(autouse=True, params=list(METRICS.builtins))
     def _name(self, request):

@@ -134,7 +134,7 @@ def unlearn(capsys, *command, status=0, interrupted=False):
 
 
 @pytest.mark.parametrize("finished", ["bcql"], indirect=True)  # of every agent and method: test_contracts.py
-def test_after_ctrl_c_the_same_command_goes_on_and_gives_the_same_weights(finished, quick, capsys):
+def test_after_ctrl_c_the_same_command_goes_on_and_gives_the_same_weights(finished, few_steps, capsys):
     _, folder, _ = finished
     command = [folder, "--method", "fine_tune", "--steps", "10", "--eval-episodes", "1"]
     unlearn(capsys, *command, "--reference", folder)
@@ -178,7 +178,7 @@ def test_continuing_from_checkpoint_and_side_state_equals_not_having_stopped(fin
 
 
 @pytest.mark.parametrize("agent", ["bc", "bearl", "cdt"])
-def test_the_other_agents_too_in_the_run_and_from_its_directory_and_after_ctrl_c(agent, tmp_path, quick, capsys):
+def test_the_other_agents_too_in_the_run_and_from_its_directory_and_after_ctrl_c(agent, tmp_path, few_steps, capsys):
     done = script("--agent", agent, "--dataset", SHIPPED, "--poison", "cost_hide", "--poison.rate=0.3", *UNLEARN,
                   cwd=tmp_path)
     folder = str(tmp_path / "logs" / "standin")

@@ -27,7 +27,7 @@ MEASURED = ("distance", "membership")  # the others take time
 
 
 @pytest.fixture(scope="module")
-def kept(quick, tmp_path_factory):
+def kept(few_steps, tmp_path_factory):
     """A folder with a poisoned run, its unlearned result with an audit, and two retrained runs."""
     top = tmp_path_factory.mktemp("audits")
     data = str(top / "data.hdf5")

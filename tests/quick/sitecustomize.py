@@ -3,3 +3,4 @@ from osrl_unlearn.hooks.imports import on_import
 
 on_import("osrl_unlearn.screening", lambda module: setattr(module, "STEPS", 1))
 on_import("osrl_unlearn.audit.fqe", lambda module: setattr(module, "STEPS", 20))
+on_import("osrl_unlearn.audit.auditor", lambda module: setattr(module, "STEPS", 20))
