@@ -1,5 +1,6 @@
 """Each term of Safe-RULE moves the agent the right way; the multiplier and the gate react when they should."""
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -20,18 +21,31 @@ OFF = dict(refit=0.0, reward_weight=0.0, cost_weight=0.0, generator_weight=0.0, 
            action_weight=0.0, repair_share=1.0, anchor=0.0, forget_share=1.0, drift=1e9, margin=3.0, learning_rate=1e-3)
 
 
-def setting(name, limit=None, steps=40):
-    """(agent trained on everything, context) on toy data whose two last trajectories are forgotten."""
-    data = toy_data()
+def untrained(name, limit):
     torch.manual_seed(0)
     agent = adapt(make_trainer(name))
-    index, store = TrajectoryIndex(data), agent.store(data, 0.1, 1.0)
-    forget, retain = forget_and_retain(store, np.arange(index.starts[-2], index.stops[-1]))
     if limit is not None:
         agent.model.cost_limit = agent.model.qc_thres = agent.model.q_thres = limit
+    return agent
+
+
+@functools.lru_cache(maxsize=None)
+def trained(name, limit):
+    """State of an agent after training on everything."""
+    agent = untrained(name, limit)
+    store = agent.store(toy_data(), 0.1, 1.0)
     everything = store.view(store.rows)
     for _ in range(60):
         agent.update(everything.batch(64))
+    return agent.state()
+
+
+def setting(name, limit=None, steps=40):
+    """(agent trained on everything, context) on toy data whose two last trajectories are forgotten."""
+    data, state, agent = toy_data(), trained(name, limit), untrained(name, limit)
+    agent.restore(state)
+    index, store = TrajectoryIndex(data), agent.store(data, 0.1, 1.0)
+    forget, retain = forget_and_retain(store, np.arange(index.starts[-2], index.stops[-1]))
     return agent, Context(agent, forget, retain, steps, 64, progress=False)
 
 
