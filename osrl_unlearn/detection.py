@@ -58,7 +58,7 @@ def detect(data, detector="ensemble", *, fdr=0.05, seed=0, ids=None, adapter=Non
         ConfigError: unknown detector or option, an fdr outside (0, 1), an agent that is missing, too few trajectories.
     """
     detector = make_detector(detector, options) if isinstance(detector, str) else detector
-    detector.progress = progress
+    detector.label = detector.name if progress else None
     check_fdr(fdr)
     index = TrajectoryIndex(data, ids)
     if len(index.starts) < LEAST:

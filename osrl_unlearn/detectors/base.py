@@ -46,12 +46,7 @@ class Detector(ABC):
     def __init__(self, options=None):
         self.options = options if options is not None else self.Options()
         self.without = None  # trajectories that are known to be poisoned, bool [trajectories]: not to be learned from
-        self.progress = False
-
-    @property
-    def label(self):
-        """What a progress bar calls the detector, or None if there is to be none."""
-        return self.name if self.progress else None
+        self.label = None  # what a progress bar calls the detector, if there is to be one
 
     @abstractmethod
     def scores(self, data, index, seed, adapter=None, reward_scale=1.0, cost_scale=1.0):

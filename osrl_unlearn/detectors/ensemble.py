@@ -30,7 +30,7 @@ class Ensemble(Detector):
             member = cls(cls.Options(steps=self.options.steps)) if issubclass(cls.Options, ModelOptions) else cls()
             # More than half cannot be the poisoned minority.
             member.without = known if known.mean() < 0.5 else np.zeros_like(known)
-            member.progress = self.progress
+            member.label = self.label and name
             out[name] = member, member.scores(data, index, seed, **agent)
             known = known | (ratios(out[name][1], index, member.floor) >= 1)
         return list(out.values())
