@@ -102,7 +102,8 @@ span = st.tuples(st.integers(0, 99), st.integers(0, 50), st.integers(1, 50)).map
 @given(st.lists(span, max_size=6), st.sampled_from(UNITS), st.floats(0, 1), seeds, st.booleans(), st.booleans())
 def test_a_manifest_survives_its_file(tmp_path_factory, spans, unit, rate, seed, labelled, removed):
     manifest = ForgetManifest(
-        unit=unit, spans=spans, rows=sum(b - a for _, a, b in spans), columns={"costs": {"before": None, "after": "a"}},
+        unit=unit, spans=spans, rows=len({(one, row) for one, a, b in spans for row in range(a, b)}),
+        columns={"costs": {"before": None, "after": "a"}},
         attack={"name": "x", "options": {"a": rate}, "facts": {"b": [1.5]}}, rate=rate, seed=seed, task="T",
         parts=["p"] * len(spans) if labelled else None, removed=spans if removed else None)
     path = str(tmp_path_factory.getbasetemp() / "forget.json")
@@ -132,6 +133,7 @@ def test_row_numbers_are_the_sorted_union_of_the_spans(case, past):
     starts = dict(zip(names, np.cumsum([0] + lengths)))
     expected = sorted({starts[name] + row for name, a, b in spans for row in range(a, b)})
     assert manifest.row_numbers(data, ids).tolist() == expected
+    assert ForgetManifest.of(data, spans).rows == len(expected)
     name, first, _ = spans[-1]
     too_far = spans[:-1] + [[name, first, lengths[names.index(name)] + past]]
     with pytest.raises(ManifestMismatch, match="past the end of trajectory {}".format(name)):

@@ -15,6 +15,7 @@ from osrl_unlearn.errors import ConfigError, ManifestMismatch
 from osrl_unlearn.files import sha256_array, write_json
 
 SCHEMA = 1
+EXPECTED = "expected the JSON file that --poison, 'osrl-unlearn detect' or 'osrl-unlearn manifest' writes"
 # TransitionDataset writes these into the dictionary it is given; they follow from terminals and timeouts.
 DERIVED = frozenset({"done", "is_init"})
 
@@ -73,7 +74,7 @@ class ForgetManifest:
         """The manifest of a plain deletion request: forget ``spans`` of ``data``."""
         spans = [[int(v) for v in span] for span in spans]
         columns = {name: {"before": None, "after": digest} for name, digest in column_hashes(data).items()}
-        return cls(unit=unit, spans=spans, rows=sum(b - a for _, a, b in spans), columns=columns, **more)
+        return cls(unit=unit, spans=spans, rows=_distinct_rows(spans), columns=columns, **more)
 
     @classmethod
     def of_trajectories(cls, data, wanted, ids=None, **more):
@@ -97,7 +98,7 @@ class ForgetManifest:
         if not spans:
             raise ManifestMismatch("the forget manifest has no part '{}': its parts are {}".format(
                 name, ", ".join(sorted(set(self.parts or ()))) or "not labelled"))
-        return dataclasses.replace(self, spans=spans, rows=sum(b - a for _, a, b in spans), parts=[name] * len(spans))
+        return dataclasses.replace(self, spans=spans, rows=_distinct_rows(spans), parts=[name] * len(spans))
 
     def digest(self):
         """Hex digest of what is to be forgotten, and of which data."""
@@ -123,7 +124,7 @@ class ForgetManifest:
     def load(cls, path):
         """Read a manifest. Raises ManifestMismatch when the file is not one."""
         if not os.path.isfile(path):
-            raise ManifestMismatch("no forget manifest at {}: expected the JSON file that --poison writes".format(path))
+            raise ManifestMismatch("no forget manifest at {}: {}".format(path, EXPECTED))
         try:
             with open(path, encoding="utf-8") as file:
                 value = json.load(file)
@@ -131,8 +132,7 @@ class ForgetManifest:
             manifest = cls(**{k: v for k, v in value.items() if k in known})
             spans = np.asarray(manifest.spans, dtype=np.int64).reshape(-1, 3)
         except (ValueError, TypeError, AttributeError) as error:
-            raise ManifestMismatch("{} is not a forget manifest ({}): expected the JSON file that --poison "
-                                   "writes".format(path, str(error)[:100]))
+            raise ManifestMismatch("{} is not a forget manifest ({}): {}".format(path, str(error)[:100], EXPECTED))
         if manifest.schema > SCHEMA:
             raise ManifestMismatch("{} has schema {}, this version reads up to {}: upgrade osrl-unlearn".format(
                 path, manifest.schema, SCHEMA))
@@ -140,7 +140,7 @@ class ForgetManifest:
             raise ManifestMismatch("{}: every span must be [trajectory, start, stop] with 0 <= start < stop and the "
                                    "unit one of {}".format(path, ", ".join(UNITS)))
         # Spans may be edited by hand.
-        return dataclasses.replace(manifest, rows=int((spans[:, 2] - spans[:, 1]).sum()))
+        return dataclasses.replace(manifest, rows=_distinct_rows(spans.tolist()))
 
     def verify(self, data, stage="after"):
         """Raise ManifestMismatch unless every column of ``data`` has the recorded hash of ``stage``."""
@@ -177,3 +177,14 @@ class ForgetManifest:
             raise ManifestMismatch("the forget manifest names rows past the end of trajectory {}".format(bad))
         nothing = np.zeros(len(starts))
         return np.unique(Units(spans[:, 0], starts, stops, spans[:, 1], nothing, nothing).rows())
+
+
+def _distinct_rows(spans):
+    """Number of rows that ``spans`` name, which may overlap."""
+    total, owner, reached = 0, None, 0
+    for trajectory, start, stop in sorted(map(list, spans)):
+        if trajectory != owner:
+            owner, reached = trajectory, 0
+        total += max(0, stop - max(start, reached))
+        reached = max(stop, reached)
+    return total
