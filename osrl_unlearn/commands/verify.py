@@ -13,7 +13,8 @@ from osrl_unlearn.files import load_tensors
 
 def add_arguments(parser):
     """The command's arguments."""
-    parser.add_argument("manifest", metavar="MANIFEST", help="a forget manifest, or a certificate of 'osrl-unlearn audit'")
+    parser.add_argument("manifest", metavar="MANIFEST", help="a forget manifest, or a certificate of "
+                                                                  "'osrl-unlearn audit'")
     parser.add_argument("--dataset", help="DSRL file (default: the one the manifest records)")
     parser.add_argument("--signers", metavar="FILE",
                         help="of a certificate: one of OpenSSH's allowed signers in FILE must have signed it")
