@@ -70,7 +70,7 @@ def test_to_go_is_the_discounted_sum_to_the_end(lengths, tail, seed, gamma):
     done = data["terminals"] | data["timeouts"]
     expected, following = np.zeros(len(done)), 0.0
     for row in reversed(range(len(done))):
-        following = expected[row] = data["rewards"][row] + (0.0 if done[row] else gamma * following)
+        following = expected[row] = float(data["rewards"][row]) + (0.0 if done[row] else gamma * following)
     assert np.allclose(to_go(data["rewards"], done, gamma), expected, atol=1e-9, rtol=0)
 
 
