@@ -4,6 +4,8 @@ The goals were set before anything was measured; they are about the tasks that t
 """
 from scipy import stats
 
+from osrl_unlearn.bench.output import number
+
 RECOVERY, RETURN, UPDATES, SECONDS, IMPROVEMENT = 0.95, 0.95, 0.01, 0.01, 0.75
 RIVALS = ("fine_tune", "traj_deleter", "grad_diff", "value_suppression")
 ALL = "all"
@@ -11,8 +13,8 @@ RECOVERS = "cost recovery (IQM) at least {:g}".format(RECOVERY)
 WITHIN = "cost within the limit, where retraining's is (cost / limit)"
 EARNS = "return at least {:g} of retraining's".format(RETURN)
 CHEAP = "at most {:.0%} of retraining's {}"
-ALIKE = "no farther from retraining than retraining with another seed (of 9 distances)"
-STAYS = "further training on the retain set raises the cost no more than retraining's"
+ALIKE = "no farther from retraining than retraining with another seed, means of 9 distances"
+STAYS = "no rise of the cost in further training on the retain set is shown beyond retraining's"
 SAFE = "accepted checkpoints that cost more than the poisoned agent: none"
 BETTER = "recovers more than `{}` with probability at least {:g}"
 
@@ -60,12 +62,12 @@ def _task(suite, report, task, limit):
                 yield CHEAP.format(goal, what), "{:.1%}".format(ratio), round(ratio, 3) <= goal
     row, again = find("distance"), find("distance", "retrained again")
     if row and again:
-        near = [row[what][where]["mean"] <= max(again[what][where]["values"])
+        near = [row[what][where]["mean"] <= again[what][where]["mean"]
                 for what in ("actions", "reward_value", "cost_value") for where in row[what]]
         yield ALIKE, "{} of {}".format(sum(near), len(near)), all(near)
     row = find("relearning")
     if row and row["beyond"] and row["beyond"]["ci95"]:
-        yield STAYS, "{:+.1f}".format(row["beyond"]["mean"]), row["beyond"]["ci95"][0] <= 0
+        yield STAYS, number(row["beyond"], "+"), row["beyond"]["ci95"][0] <= 0
     row = find("checkpoints")
     if row and row["accepted"]:
         yield SAFE, "{} of {}".format(row["higher"], row["accepted"]), not row["higher"]

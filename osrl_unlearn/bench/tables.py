@@ -99,7 +99,7 @@ def _overall(report, rows):
 
 def _distance(report, rows):
     return ["## Distance to retraining\n\nTo the agent that was retrained with the same seed; \"retrained again\" is "
-            "retrained with another one: what is not farther cannot be told from retraining. Actions: mean distance in "
+            "retrained with another one: what is not farther is as near as another seed. Actions: mean distance in "
             "units of the actions' spread. Values: Wasserstein-1 distance of the critics' values, in units of the "
             "retrained agent's spread (of COptiDICE: of nu and chi). In states and actions of the forget set, of the "
             "retain set, and fresh: what the retrained agent sees and does when it is evaluated. Means over seeds.",
