@@ -89,8 +89,7 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
     reference = adapter.frozen()
     gate = None
     if method.gated:
-        threshold = adapter.cost_threshold if "values" in adapter.capabilities else None
-        gate = SafetyGate(store, retain_view, reference, adapter.gamma, threshold, seed,
+        gate = SafetyGate(store, retain_view, reference, adapter.gamma, adapter.cost_threshold, seed,
                           np.setdiff1d(np.arange(len(store)), gone))
     return Prepared(method, Context(adapter, forget_view, retain_view, steps, batch_size, seed, gate, on_check,
                                     progress, reference, forget.withdrawn), time.perf_counter() - started, notes)

@@ -2,6 +2,8 @@
 import torch
 import torch.nn.functional as F
 
+from osrl_unlearn.generators import private_torch
+
 BATCH, HIDDEN = 512, 128
 
 
@@ -21,8 +23,7 @@ class ToGo:
         self.mean, self.std = x[rows].mean(0).to(device), x[rows].std(0).clamp(min=1e-6).to(device)
         self._scale = target[rows].mean().clamp(min=1e-6).to(device)
         generator = torch.Generator().manual_seed(int(seed))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seed))
+        with private_torch(int(seed), device):
             self._heads = torch.nn.ModuleList([torch.nn.Sequential(
                 torch.nn.Linear(x.shape[1], HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, HIDDEN),
                 torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 1)) for _ in range(heads)]).to(device)

@@ -7,6 +7,9 @@ from osrl_unlearn import poison
 from osrl_unlearn.adapters import adapt
 from osrl_unlearn.data import views
 from osrl_unlearn.engine import prepare, train
+from osrl_unlearn.files import load_tensors, save_tensors
+from osrl_unlearn.generators import torch_states
+from osrl_unlearn.methods.base import Interrupted
 from osrl_unlearn.testing import toy_data
 
 cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))
@@ -60,6 +63,35 @@ def test_data_that_do_not_fit_stay_where_they_are(agent, bad, monkeypatch):
     assert {column.device.type for column in store.columns} == {view.rows.device.type} == {"cpu"}
     for batch in (view.batch(4), view.everything(4)):
         assert {column.device.type for column in batch} == {"meta"} and len(batch[0]) == 4
+
+
+@pytest.mark.parametrize("method", ("safe_rule", "grad_diff", "fisher_dampening", "gradient_ascent"))
+def test_what_was_interrupted_goes_on_on_its_device(method, bad, device, tmp_path):
+    def start(**more):
+        torch.manual_seed(0)
+        adapter = adapt(make_trainer("cpq", device=device))
+        train(adapter, bad.data, steps=10, batch_size=16, progress=False)
+        return adapter, prepare(adapter, bad.data, bad.manifest, method=method, steps=20, batch_size=16,
+                                progress=False, **more)
+
+    def interrupt(step, metrics):
+        if step == 4:
+            raise KeyboardInterrupt
+    with pytest.raises(Interrupted) as stopped:
+        start(on_check=interrupt)[1].run()
+    save_tensors(str(tmp_path / "resume.pt"), stopped.value.state)
+    adapter, prepared = start()
+    outcome = prepared.run(load_tensors(str(tmp_path / "resume.pt")))
+    assert outcome.steps == 20
+    assert {tensor.device.type for tensor in adapter.model.state_dict().values()} == {device}
+
+
+def test_the_gate_leaves_the_generators_of_its_device_alone(bad, device):
+    adapter = adapt(make_trainer("cpq", device=device))
+    gate = prepare(adapter, bad.data, bad.manifest, method="safe_rule", steps=1, progress=False).context.gate
+    before = torch_states(device)
+    gate.accepts(adapter)
+    assert all(torch.equal(one, other) for one, other in zip(before, torch_states(device)))
 
 
 def test_half_of_a_gpus_free_memory_is_used_at_most(monkeypatch):

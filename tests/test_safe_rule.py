@@ -135,6 +135,9 @@ def test_f0_stays_when_the_first_steps_are_rolled_back():
             self.asked += 1
             return self.asked > 1, 1.0
 
+        def state(self):
+            return {}
+
         def summary(self):
             return {"used": True}
     agent, ctx = praised("bcql")
@@ -335,6 +338,18 @@ def test_the_gate_tells_costly_policies_from_others(gate):
     assert not accepted and estimate > gate.before
 
 
+def test_where_nothing_retained_costs_the_noise_of_the_estimate_does_not_count():
+    data = toy_data(30, 20)
+    data["costs"][40:] = 0
+    store = TransitionStore(data)
+    _, retain = forget_and_retain(store, np.arange(40))
+    for threshold, accepted in ((1.0, True), (None, False)):
+        gate = SafetyGate(store, retain, Policy(0.3), 0.9, threshold)
+        assert gate.before < 1e-3
+        gate.before /= 2  # the same policy costs "twice" as much
+        assert gate.accepts(Policy(0.3))[0] is accepted
+
+
 def test_the_gate_accepts_no_policy_that_leaves_the_data(gate):
     accepted, estimate = gate.accepts(Policy(-4.0))
     assert not accepted and gate.distance > 1.1 * gate.distance_before
@@ -347,6 +362,9 @@ def test_a_rejected_state_is_rolled_back_and_the_multiplier_raised(gate):
     class Never:
         def accepts(self, adapter):
             return False, 9.0
+
+        def state(self):
+            return {}
 
         def summary(self):
             return {"used": True}

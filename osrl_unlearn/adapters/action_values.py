@@ -61,8 +61,7 @@ class ActionValueAdapter(ValueAdapter):
 
         Without gradient. Shape [n].
         """
-        bound = torch.tensor(self.cost_threshold, dtype=torch.float32, device=self.device)
-        return (torch.maximum if violating else torch.minimum)(self.cost_baseline(batch), bound)
+        return self.cost_baseline(batch).clamp(**{"min" if violating else "max": float(self.cost_threshold)})
 
     def violation(self, batch):
         """(mean Q_c(s, pi(s)) - kappa) / max(kappa, 1), with the highest head of the cost critic."""

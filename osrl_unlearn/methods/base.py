@@ -104,7 +104,7 @@ class Method(ABC):
 
     @abstractmethod
     def step(self, ctx, i):
-        """Step ``i`` of ``ctx.steps``: the work of one native update, one batch of gradients. Returns metrics."""
+        """Step ``i`` of ``ctx.steps``: one native update, or one batch of gradients. Returns metrics."""
 
     def finished(self, ctx, i):
         """Called at every check; a reason to stop now, or None."""
@@ -126,7 +126,8 @@ class Method(ABC):
     def run(self, ctx, resume=None):
         """Spend ``ctx.steps`` steps; roll back what the gate rejects or what diverges.
 
-        Returns :class:`Outcome`. Raises :class:`Interrupted` on Ctrl-C: the agent is then in its last accepted state.
+        Returns :class:`Outcome`. Raises :class:`Interrupted` on Ctrl-C: the agent is then in its last accepted state,
+        or as it was before if there is none.
         All randomness comes from ``ctx.seed``; the global torch generator is as before when this returns.
         """
         missing = self.requires - ctx.adapter.capabilities
@@ -143,6 +144,7 @@ class _Run:
     def __init__(self, method, ctx, resume):
         self.method, self.ctx = method, ctx
         self.probes = {"forget": ctx.forget.everything(PROBE_ROWS), "retain": ctx.retain.everything(PROBE_ROWS)}
+        self.gate = ctx.gate if method.gated else None
         self.i, self.trace, self.rollbacks, self.seconds = 0, [], 0, 0.0
         self.reason = "budget spent"
         self.own_rates = [group["lr"] for group in self._groups()]
@@ -182,7 +184,7 @@ class _Run:
                 self._saved = self._state()
         except KeyboardInterrupt:
             # Ctrl-C may have come in the middle of an update: only what was saved at the last check is whole.
-            ctx.adapter.restore(self.good)
+            ctx.adapter.restore(self.good if self.ever_accepted else self.before)
             self._set_rates(0)
             raise Interrupted(self._saved)
         finally:
@@ -191,7 +193,7 @@ class _Run:
             ctx.adapter.restore(self.before)
         self._set_rates(0)
         return Outcome(self.i, self.seconds, self.trace, self.ever_accepted, self.rollbacks, self.reason,
-                       ctx.gate.summary() if method.gated and ctx.gate else {"used": False},
+                       self.gate.summary() if self.gate else {"used": False},
                        self.values_before, self._values())
 
     def _set_rates(self, left):
@@ -211,8 +213,8 @@ class _Run:
         verdict = {} if diverged else self._values()
         diverged = diverged or not all(math.isfinite(v) for v in verdict.values())
         accepted = not diverged
-        if accepted and self.method.gated and ctx.gate:
-            accepted, estimate = ctx.gate.accepts(ctx.adapter)
+        if accepted and self.gate:
+            accepted, estimate = self.gate.accepts(ctx.adapter)
             verdict["gate_cost"] = estimate
         verdict["accepted"] = float(accepted)
         entry = {"step": self.i}
@@ -247,7 +249,8 @@ class _Run:
         ctx = self.ctx
         return {"i": self.i, "trace": list(self.trace), "rollbacks": self.rollbacks, "seconds": self.seconds,
                 "before": self.before, "good": self.good, "values_before": self.values_before,
-                "ever_accepted": self.ever_accepted, "agent": ctx.adapter.state(), "method": self.method.state(),
+                "ever_accepted": self.ever_accepted, "gate": self.gate and self.gate.state(),
+                "agent": ctx.adapter.state(), "method": self.method.state(),
                 "views": [ctx.forget.state(), ctx.retain.state()], "torch": torch_states(ctx.adapter.device)}
 
     def _set_state(self, saved):
@@ -255,6 +258,8 @@ class _Run:
                      "ever_accepted"):
             setattr(self, name, saved[name])
         ctx = self.ctx
+        if self.gate:
+            self.gate.set_state(saved["gate"])
         ctx.adapter.restore(saved["agent"])
         self.method.set_state(ctx, saved["method"])
         ctx.forget.set_state(saved["views"][0])

@@ -78,4 +78,6 @@ class FisherDampening(Method):
 
     def set_state(self, ctx, state):
         """Go on summing."""
-        self.importance = copy.deepcopy(state["importance"])
+        device = ctx.adapter.device  # saved states are read to the CPU
+        self.importance = {kind: {role: [square.clone().to(device) for square in squares]
+                                  for role, squares in roles.items()} for kind, roles in state["importance"].items()}

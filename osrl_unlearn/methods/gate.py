@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from osrl_unlearn.data.trajectories import to_go
+from osrl_unlearn.generators import private_torch
 from osrl_unlearn.regression import ToGo
 
 STEPS, HEADS, STATES = 400, 2, 1024
@@ -13,6 +14,7 @@ NEIGHBOURS = 8192  # retained pairs that distances are taken to
 # How many times the old agent's the estimated cost and the distance to the data may be: below, the critic cannot tell
 # two agents apart. A backdoor does not show in retained states, so what removes it has an estimate near the old one.
 TOLERANCE = 1.1
+NOTHING = 0.01  # share of the threshold below which estimated costs are the noise of a fit to hardly any costs
 
 
 class SafetyGate:
@@ -28,8 +30,8 @@ class SafetyGate:
     Args:
         store, retain: the data, and the view of what the agent goes on learning from.
         reference: adapter of the agent before unlearning.
-        gamma, threshold: discount, and the cost limit in discounted units (``cost_threshold`` of agents with critics),
-            which is only reported: a first-order estimate is too low to be held against it.
+        gamma, threshold: discount, and the cost limit in discounted units (``cost_threshold``), or None. A first-order
+            estimate is too low to be held against it; it only says which estimates are too small to matter.
         trusted: numbers of the rows that are fitted; default: those of ``retain``. An agent may learn from fewer.
     """
 
@@ -58,8 +60,7 @@ class SafetyGate:
     @torch.no_grad()
     def _judge(self, adapter):
         # The same latents every time, so that stochastic policies are compared on equal terms.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
+        with private_torch(self._seed, self._states.observations.device):
             actions = adapter.actions(self._states)
         x = torch.cat([self._states.observations, actions], -1)
         distances = torch.cdist(self._critic.standardise(x), self._pairs).min(-1).values
@@ -72,10 +73,20 @@ class SafetyGate:
         away from the retained data, where the estimate means nothing.
         """
         self.last, self.distance = self._judge(adapter)
-        accepted = self.last <= TOLERANCE * self.before and self.distance <= TOLERANCE * self.distance_before
+        least = max(self.before, NOTHING * (self.threshold or 0.0))
+        accepted = self.last <= TOLERANCE * least and self.distance <= TOLERANCE * self.distance_before
         self.accepted += accepted
         self.rejected += not accepted
         return accepted, self.last
+
+    def state(self):
+        """What changes with every check, as plain values."""
+        return {"last": self.last, "distance": self.distance, "accepted": self.accepted, "rejected": self.rejected}
+
+    def set_state(self, state):
+        """Go on from what :meth:`state` returned."""
+        self.last, self.distance = state["last"], state["distance"]
+        self.accepted, self.rejected = state["accepted"], state["rejected"]
 
     def summary(self):
         """For the report; costs are discounted, as ``threshold`` is."""

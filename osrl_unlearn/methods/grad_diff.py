@@ -96,6 +96,8 @@ class GradDiff(Method):
     def set_state(self, ctx, state):
         """Nothing else changes."""
         self.multiplier, self.gap, self.climb = state["multiplier"], state["gap"], state["climb"]
+        if self.climb is not None:  # saved states are read to the CPU
+            self.climb = {role: [g.to(ctx.adapter.device) for g in climb] for role, climb in self.climb.items()}
 
 
 def _gap(adapter, heads, retain, forget):

@@ -60,4 +60,5 @@ def ascent(gradients, bound):
 
 
 def _norm(gradients):
-    return torch.stack([torch.zeros(())] + [g.norm().cpu() for g in gradients if g is not None]).norm()
+    norms = [g.norm() for g in gradients if g is not None]
+    return torch.stack(norms).norm() if norms else torch.zeros(())

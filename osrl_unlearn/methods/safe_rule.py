@@ -161,10 +161,9 @@ class SafeRule(Method):
         if "action_values" in adapter.capabilities:
             # Critics can say what the policy costs in forgotten states; logged costs there cannot be trusted.
             watched = Batch(*(torch.cat(columns) for columns in zip(retain, forget)))
-        violation = adapter.violation(watched).item()
-        if forgetting:
-            # A critic that has just been changed is not trusted alone: the old one must agree that the cost is low.
-            violation = max(violation, ctx.reference.violation(watched).item())
+        # A critic that has just been changed is not trusted alone: the old one must agree that the cost is low.
+        asked = (adapter, ctx.reference) if forgetting else (adapter,)
+        violation = torch.stack([agent.violation(watched) for agent in asked]).max().item()
         self.multiplier = min(max(self.multiplier + o.multiplier_rate * violation, 0.0), o.multiplier_max)
         extra = self._forget(ctx, retain, forget) if forgetting else self._repair(ctx, retain, forget, i)
         losses = adapter.update(adapter.constrain(retain, self.multiplier), extra)
