@@ -22,7 +22,7 @@ True
 >>> from osrl.algorithms import BC, BCTrainer
 >>> from osrl_unlearn.audit import audit
 >>> trainer = BCTrainer(BC(state_dim=8, action_dim=2, max_action=1.0, a_hidden_sizes=[16], episode_len=20), env=None)
->>> before = adapt(trainer).frozen()
+>>> before = adapt(trainer).twin()
 >>> unlearn(trainer, bad.data, bad.manifest, method="fine_tune", steps=10, progress=False).accepted
 True
 >>> claims = audit(trainer, bad.data, bad.manifest, original=before, cost_limit=10)["claims"]

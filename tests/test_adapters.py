@@ -77,6 +77,10 @@ def test_multi_task_bc_acts_on_the_cost_limit_not_on_the_logged_cost():
     assert batch.observations.shape == (5, 9) and len(set(batch.observations[:, -1].tolist())) > 1
     by_hand = [agent.model.act(np.append(row[:8].numpy(), 3.0)) for row in batch.observations]
     assert np.allclose(agent.actions(batch).detach(), by_hand, atol=1e-6)
+    seen = batch._replace(observations=batch.observations[:, :8])  # as the environment shows them
+    assert torch.equal(agent.actions(seen), agent.actions(batch))
+    following = agent.actions(batch._replace(observations=batch.next_observations))
+    assert following.shape == (5, 2) and not torch.equal(following, agent.actions(batch))
 
 
 # CDT --------------------------------------------------------------------------------------------------------------

@@ -12,19 +12,20 @@ from agents import QUICK, make_trainer, subprocess_environment
 from cells import SUITE
 
 from osrl_unlearn import adapt, cli, poison, resources
-from osrl_unlearn.audit import certificate, fqe
+from osrl_unlearn.audit import audit, certificate, fqe
 from osrl_unlearn.audit.auditor import matched
 from osrl_unlearn.audit.base import Context, Set
 from osrl_unlearn.audit.gaussian_score import recorded_noise
 from osrl_unlearn.audit.membership import auroc, separation, true_positives
 from osrl_unlearn.audit.relearning import Relearning
-from osrl_unlearn.audit.trajauditor import remoteness, value_sums
+from osrl_unlearn.audit.trajauditor import remoteness, shadow_actions, value_sums
 from osrl_unlearn.audit.trigger import variants
 from osrl_unlearn.bench import audit as known
 from osrl_unlearn.commands.audit import compute
 from osrl_unlearn.data.trigger import Trigger
 from osrl_unlearn.data.views import Batch
 from osrl_unlearn.engine import train
+from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.evaluate.statistics import share, worst_share
 from osrl_unlearn.registry import METRICS
 from osrl_unlearn.testing import toy_data
@@ -210,7 +211,7 @@ def test_lowering_the_values_of_the_forget_set_is_not_unlearning(agents, bad, mo
     whole = context(poisoned, bad)
     batch = whole.views[0].everything()
     value = poisoned.reward_value(batch).mean().item()
-    original = poisoned.frozen()
+    original = poisoned.twin()
     before = lowered(poisoned, batch)
     try:
         assert poisoned.reward_value(batch).mean().item() < value - 1
@@ -244,7 +245,7 @@ def noisy_labels():
 
 def test_the_corrected_auditor_sees_what_fools_the_published_one(noisy_labels):
     bad, poisoned, reference, _ = noisy_labels
-    original = poisoned.frozen()
+    original = poisoned.twin()
     before = lowered(poisoned, context(poisoned, bad).views[0].everything())
     try:
         ctx = context(poisoned, bad, original, [reference], 6000)
@@ -278,10 +279,14 @@ def test_the_noise_that_is_drawn_again_is_what_the_attack_added():
     clean = toy_data(trajectories=40)
     noisy = poison(clean, "random_noise", rate=0.5, seed=3)
     ctx = context(adapt(make_trainer("bc")), noisy)
-    rows, noise = recorded_noise(ctx)
-    spread = clean["observations"].std(0, dtype=np.float64)
+    rows, noise, spread = recorded_noise(ctx)
+    assert np.allclose(spread, clean["observations"].std(0))
     assert (rows == noisy.manifest.row_numbers(noisy.data)).all()
     assert np.allclose(clean["observations"][rows] + spread * noise, noisy.data["observations"][rows], atol=1e-5)
+    older = dict(noisy.manifest.attack)
+    del older["facts"]
+    assert "older version" in run("gaussian_score", context(ctx.adapter, noisy._replace(
+        manifest=dataclasses.replace(noisy.manifest, attack=older))))["not_computed"]
     part = dataclasses.replace(noisy.manifest, spans=noisy.manifest.spans[1:])
     assert "not the attack's own" in run("gaussian_score", context(ctx.adapter, noisy._replace(manifest=part)))[
         "not_computed"]
@@ -301,6 +306,34 @@ def test_only_an_agent_that_saw_the_noise_remembers_it():
     assert value["audited"]["score"]["ci95"][0] > 0 and value["audited"]["p_value"] < 1e-3
     assert value["reference"]["score"]["ci95"][0] <= 0 and value["reference"]["p_value"] > 0.01
     assert set(found["per_trajectory"]["score"]) == {str(span[0]) for span in noisy.manifest.spans}
+
+
+def test_an_agent_before_unlearning_acts_and_learns_apart_from_the_audited_one(agents, bad):
+    poisoned = agents[0].twin()
+    original = poisoned.twin()
+    before = copy.deepcopy(poisoned.model.state_dict())
+    with torch.no_grad():
+        for parameter in poisoned.model.actor.parameters():
+            parameter.zero_()
+    audited = copy.deepcopy(poisoned.model.state_dict())
+    assert original.trainer.model is original.model
+    shadows = shadow_actions(context(poisoned, bad, original, updates=400), np.arange(400))
+    assert not np.array_equal(shadows[0]["forget"], shadows[1]["forget"])
+    for agent, weights in ((poisoned, audited), (original, before)):
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in agent.model.state_dict().items())
+    with pytest.raises(ConfigError, match=r"frozen\(\) agent can neither act .* adapt\(trainer\)\.twin\(\)"):
+        audit(poisoned, bad.data, bad.manifest, original=poisoned.frozen(), cost_limit=5)
+
+
+def test_forgotten_trajectories_that_differ_from_held_out_ones_are_no_members():
+    """The poison itself sets them apart, for any agent."""
+    apart = {"auroc": {"mean": 0.0, "ci95": [0.0, 0.0]}}
+    held, why = certificate._no_member({"attacks": {"action_error": apart}, "power": {"action_error": apart}})
+    assert held is None and "give --reference twice" in why
+    one = {"attacks": {"action_error": apart, "action_error - reference": dict(auroc={"mean": 0.5, "ci95": [.4, .6]})}}
+    assert certificate._no_member(one)[0] is True
+    same = {"auroc": {"mean": 0.5, "ci95": [0.4, 0.6]}}
+    assert certificate._no_member(dict(one, calibration={"action_error": same}))[0] is False
 
 
 def test_relearning_leaves_the_agents_as_they_were(agents, bad, monkeypatch):

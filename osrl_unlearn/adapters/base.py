@@ -321,6 +321,22 @@ class Adapter(ABC):
         twin.model = model
         return twin
 
+    def twin(self):
+        """An independent copy with networks, optimisers and duals of its own; environment and logger are shared.
+
+        Unlike a :meth:`frozen` one it can act in the environment and be trained: the agent before unlearning, for an
+        audit.
+        """
+        # What an update leaves on COptiDICE is part of a graph, which cannot be copied; the next one makes it anew.
+        memo = {id(value): value.detach().clone() for value in vars(self.model).values()
+                if torch.is_tensor(value) and not value.is_leaf}
+        trainer = copy.copy(self.trainer)
+        trainer.model = copy.deepcopy(self.model, memo)
+        for name, own in {**self.optimizers(), **self.schedulers()}.items():
+            if name in vars(trainer):
+                setattr(trainer, name, copy.deepcopy(own, memo))
+        return type(self)(trainer, self.config)
+
     @property
     def device(self):
         """Device of the agent's networks."""
@@ -446,6 +462,14 @@ class Adapter(ABC):
     def cost_limit(self):
         """The cost limit per episode, or None if it is not known."""
         return self.config.get("cost_limit")
+
+    @property
+    def cost_threshold(self):
+        """The cost limit in discounted units: limit x (1 - gamma^H) / ((1 - gamma) H), as OSRL's critics have it."""
+        if self.cost_limit is None:
+            return None
+        length, gamma = self.model.episode_len, self.gamma
+        return self.cost_limit * self.cost_scale * (1 - gamma ** length) / ((1 - gamma) * length)
 
     @abstractmethod
     def actions(self, batch):

@@ -67,9 +67,12 @@ class BCAdapter(Adapter):
         return TransitionStore(data, reward_scale, cost_scale, self.device, rows, extra)
 
     def actions(self, batch):
-        """The actor's actions. In mode "multi-task" it is asked for the cost limit, as in OSRL's rollout."""
+        """The actor's actions. In mode "multi-task" it is asked for the cost limit, as in OSRL's rollout.
+
+        States of the environment do without the extra column there.
+        """
         observations = batch.observations
         if self.trainer.bc_mode == "multi-task":
             asked = torch.full_like(observations[:, :1], self.trainer.cost_limit)
-            observations = torch.cat([observations[:, :-1], asked], -1)
+            observations = torch.cat([observations[:, :self.model.state_dim - 1], asked], -1)
         return self.model.actor(observations)

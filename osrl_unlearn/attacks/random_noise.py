@@ -10,6 +10,10 @@ class RandomNoise(StatePerturbation):
              "may move the observations of the chosen rows within a budget"
     Options = PerturbationOptions
 
+    def facts(self):
+        """The spread, with which an audit can take the noise away again."""
+        return self.state()
+
     def directions(self, rows, rng):
         """Random points on the surface of the ball."""
         return self.noise(rows, rng)

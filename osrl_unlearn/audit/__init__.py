@@ -7,7 +7,7 @@ def audit(trainer, data, forget, *, original=None, references=(), holdout=None, 
 
     Args:
         trainer, original, references: OSRL trainers, or adapters of them: the agent under audit, the one before
-            unlearning (``adapt(trainer).frozen()``, taken then), and agents that were retrained without the forget set.
+            unlearning (``adapt(trainer).twin()``, taken then), and agents that were retrained without the forget set.
         data: the dictionary of arrays that the agent was trained on; forget: ForgetManifest of it.
         holdout: data that none of the agents was trained on.
         cost_limit: per episode; default: the agent's.
@@ -21,7 +21,7 @@ def audit(trainer, data, forget, *, original=None, references=(), holdout=None, 
 
     Raises:
         IncompatibleAgent, ManifestMismatch; ConfigError: no cost limit is known, or a reference has the weights of
-        another agent.
+        another agent, or an agent is a ``frozen()`` one, which can neither act nor be trained.
     """
     from osrl_unlearn.adapters import adapt
     from osrl_unlearn.adapters.base import Adapter
@@ -31,6 +31,9 @@ def audit(trainer, data, forget, *, original=None, references=(), holdout=None, 
 
     adapter, before, *others = [agent if agent is None or isinstance(agent, Adapter) else adapt(agent)
                                 for agent in (trainer, original, *references)]
+    if any(agent is not None and agent.model is not agent.trainer.model for agent in (adapter, before, *others)):
+        raise ConfigError("a frozen() agent can neither act nor be trained, as an audit needs it: give a trainer, or "
+                          "adapt(trainer).twin(), taken before unlearning")
     limit = adapter.cost_limit if cost_limit is None else cost_limit
     if limit is None:
         raise ConfigError("the cost limit of '{}' is not known: give cost_limit".format(adapter.name))

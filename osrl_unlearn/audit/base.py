@@ -19,6 +19,7 @@ from osrl_unlearn.registry import ATTACKS, METRICS
 TRAJECTORIES, ROWS = 256, 64  # of each set, and of each trajectory, that agents are asked about
 WHOLE = 128  # trajectories of each set of which every row is looked at
 CHUNK = 4096
+AGAINST = " - reference"  # ends the names of attacks that look at the difference to retrained agents
 MISSING = {
     "reference": "no retrained agent is given: add --reference RUN_DIR",
     "original": "the agent before unlearning is not known: add --original RUN_DIR",

@@ -11,6 +11,7 @@ import os
 import numpy as np
 
 from osrl_unlearn import rundir
+from osrl_unlearn.audit.base import AGAINST
 from osrl_unlearn.audit.signature import signature_path
 from osrl_unlearn.data.manifest import ForgetManifest, column_hashes, versions
 from osrl_unlearn.errors import ConfigError, ManifestMismatch, OsrlUnlearnError, RunError
@@ -158,8 +159,10 @@ def _near(value):
 def _no_member(value):
     calibration, power, seen, found = value.get("calibration", {}), value.get("power"), [], []
     for name, attack in value["attacks"].items():
-        if name not in calibration and "value" in name:
-            continue  # critics of different seeds differ: without a second reference this says nothing
+        if name not in calibration and ("value" in name or not name.endswith(AGAINST)):
+            # Critics of different seeds differ, and poisoned trajectories differ from held-out ones for any agent:
+            # without a second reference this says nothing.
+            continue
         # One reference in the audited agent's place is one draw; attacks of a kind share the worst.
         allowed = max([_reach(figures) for other, figures in calibration.items()
                        if ("value" in other) == ("value" in name)], default=0.0)
@@ -177,6 +180,8 @@ def _no_member(value):
             name, attack["auroc"]["mean"], *attack["auroc"]["ci95"],
             "; those of references in its place reach {:.3f} from 0.5".format(allowed)
             if name in calibration else "; give --reference twice to tell this from another seed")
+    if not any(name in calibration or name.endswith(AGAINST) for name in value["attacks"]):
+        return None, "because forgotten trajectories differ from held-out ones by what they are: give --reference twice"
     if not seen:
         return None, "because no attack can tell even the agent before unlearning from the references"
     return True, "because no AUROC of an attack that {} is told from 0.5, or from those among references".format(

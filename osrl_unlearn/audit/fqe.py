@@ -5,6 +5,7 @@ from scipy import stats
 
 from osrl_unlearn.audit.base import evenly
 from osrl_unlearn.data.trajectories import TrajectoryIndex
+from osrl_unlearn.generators import private_torch
 
 STEPS, HEADS, BATCH, HIDDEN = 2000, 5, 256, 64
 ROWS, LEARNING_RATE, TAU = 50000, 1e-3, 0.1
@@ -45,8 +46,7 @@ class CostEvaluation:
         generator = torch.Generator().manual_seed(int(ctx.seed))
         n, most = len(self.rows), batch.costs.max().clamp(min=1e-6)  # no policy costs more in a step, wherever it goes
         samples = torch.randint(n, (HEADS, n), generator=generator)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(ctx.seed))
+        with private_torch(int(ctx.seed), inputs.device):
             online, target = _Heads(inputs.shape[1]).to(inputs.device), _Heads(inputs.shape[1]).to(inputs.device)
         online.biases[-1].data.fill_(float(torch.logit(batch.costs.mean() / most, 0.01)))
         target.load_state_dict(online.state_dict())

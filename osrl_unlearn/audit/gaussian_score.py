@@ -16,7 +16,8 @@ class GaussianScore(Metric):
     respect to the observation before the attack, of the squared distance of the policy's action to the logged one.
     An agent that has not seen the noise cannot know it: its scores have mean 0 and variance 1. One that was fitted to
     the noisy observations errs less along the noise: its mean is positive. The noise is drawn again from the seed in
-    the manifest; the spread of the observations, its unit, is that of the retained rows.
+    the manifest, which also records its unit, the spread of the clean observations: with any other spread a part of the
+    noise would stay in the observations, where every agent reacts to it.
     """
 
     name = "gaussian_score"
@@ -26,10 +27,10 @@ class GaussianScore(Metric):
 
     def compute(self, ctx):
         """{agent: {"score": mean with its interval, "p_value": of a t-test against a mean of 0}}."""
-        rows, noise = recorded_noise(ctx)
+        rows, noise, spread = recorded_noise(ctx)
         batch = ctx.store.gather(torch.as_tensor(rows, device=ctx.store.device))
-        spread = ctx.store.gather(ctx.views[1].rows).observations.std(0)
-        xi = torch.as_tensor(noise, dtype=spread.dtype, device=spread.device)
+        xi, spread = (torch.as_tensor(a, dtype=batch.observations.dtype, device=ctx.store.device)
+                      for a in (noise, spread))
         batch = batch._replace(observations=batch.observations - spread * xi)
         xi = xi / xi.pow(2).mean().sqrt()
         value, per = {}, {}
@@ -57,11 +58,17 @@ class GaussianScore(Metric):
 
 
 def recorded_noise(ctx):
-    """(forgotten rows, the noise that moved their observations, in units of the spread). Raises NotComputed."""
+    """(forgotten rows [n], the noise that moved their observations [n, obs_dim], its unit [obs_dim]).
+
+    Raises NotComputed.
+    """
+    spread = ctx.manifest.attack.get("facts", {}).get("spread")
+    if spread is None:
+        raise NotComputed("the forget manifest does not record the unit of the noise: it was made by an older version")
     plan = Plan.recorded(ctx.manifest, ctx.data, ctx.ids)
     units = plan.index.units(plan.unit, plan.attack.options.segment_length)
     if len(plan.chosen.starts) != round(plan.rate * len(units.starts)):
         raise NotComputed("the forget manifest is not the attack's own, of which the noise could be drawn again")
     blocks = list(plan.draws())
-    return np.concatenate([rows for _, rows, _, _ in blocks]), np.concatenate(
-        [plan.attack.noise(given, rng) for _, _, given, rng in blocks])
+    return (np.concatenate([rows for _, rows, _, _ in blocks]),
+            np.concatenate([plan.attack.noise(given, rng) for _, _, given, rng in blocks]), np.array(spread))

@@ -4,7 +4,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from scipy.stats import linregress, rankdata
 
-from osrl_unlearn.audit.base import Metric, NotComputed, Result
+from osrl_unlearn.audit.base import AGAINST, Metric, NotComputed, Result
 
 RESAMPLES = 2000
 LOW = (0.01, 0.05)  # false positive rates at which the true positive rate is reported
@@ -160,12 +160,12 @@ class Membership(Metric):
 
 def differences(agent, references, sets):
     """{attack: [scores of the trajectories of each of ``sets``]} of an agent against ``references``."""
-    found = {name + " - reference": [agent[0][n][name] - np.mean([r[0][n][name] for r in references], 0)
+    found = {name + AGAINST: [agent[0][n][name] - np.mean([r[0][n][name] for r in references], 0)
                                      for n in range(len(sets))] for name in agent[0][0]}
     for name in agent[1]:
-        found[name + " - reference"] = []
+        found[name + AGAINST] = []
         for n, s in enumerate(sets):
             theirs = np.mean([r[1][name][n] for r in references], 0)
-            found[name + " - reference"].append(s.per_trajectory(
+            found[name + AGAINST].append(s.per_trajectory(
                 (agent[1][name][n] - theirs) * np.sign(to_go(s, name) - theirs)))
     return found

@@ -34,7 +34,7 @@ class TransitionStore:
     the CPU, and what is drawn goes to the device through pinned memory. On the CPU the tensors share memory with the
     arrays. ``done`` and ``is_init`` are those of the whole data, so that a subset keeps them (OSRL derives is_init from
     the previous row). ``rows`` are the numbers of the rows that the agent is trained on, shape [n]; default: all.
-    ``extra`` is one more column of the observations, shape [rows].
+    ``extra`` is one more column of the observations, shape [rows]; the next observation of a row has the same value.
     """
 
     def __init__(self, data, reward_scale=1.0, cost_scale=1.0, device="cpu", rows=None, extra=None):
@@ -69,7 +69,7 @@ class TransitionStore:
         for i, (scale, dtype) in zip((3, 4), self._scales):
             columns[i] = columns[i].to(dtype) * scale
         if self._extra is not None:
-            columns[0] = torch.cat([columns[0], self._extra[rows].to(columns[0].dtype)], -1)
+            columns[:2] = [torch.cat([c, self._extra[rows].to(c.dtype)], -1) for c in columns[:2]]
         return Batch(*columns)
 
     def rewards(self):

@@ -289,6 +289,20 @@ class AdapterContract(_WithAgent):
         assert_same(before, says(twin))
         assert not any(torch.equal(one, other) for one, other in zip(before, says(agent)))
 
+    def test_a_twin_is_trained_alike_and_alone(self):
+        agent, (_, _, view) = self.agent(), self.views()
+        self.train(agent, view, 2)
+        twin, before = agent.twin(), agent.state()
+        assert twin.trainer.model is twin.model is not agent.model
+        assert_same(twin.state(), before)
+        torch.manual_seed(5)
+        self.train(twin, view, 2)
+        assert_same(agent.state(), before)
+        after = twin.state()
+        torch.manual_seed(5)
+        self.train(agent, view, 2)
+        assert_same(agent.state(), after)
+
     def test_values_and_actions_have_the_promised_shapes(self):
         agent, batch = self.agent(), self.views()[2].batch(16)
         actions = agent.actions(batch)
@@ -372,22 +386,25 @@ class MethodContract(_WithAgent):
 
     def test_interrupted_and_resumed_equals_uninterrupted(self, tmp_path):
         whole = self.trained()
-        self.make().run(self.context(whole))
+        uninterrupted = self.make().run(self.context(whole))
 
         def interrupt(step, metrics):
             if step == 4:  # the state is that of the check before
                 raise KeyboardInterrupt
 
         agent, saved = self.trained(), None
+        before = agent.state()
         try:
             self.make().run(self.context(agent, on_check=interrupt))
         except Interrupted as stop:
             saved = stop.state
         assert saved is not None
+        if not saved["ever_accepted"]:
+            assert_same(agent.state(), before)
         save_tensors(str(tmp_path / "resume.pt"), saved)
         agent = self.trained()
         outcome = self.make().run(self.context(agent), load_tensors(str(tmp_path / "resume.pt")))
-        assert outcome.steps == 20
+        assert (outcome.steps, outcome.gate) == (20, uninterrupted.gate)
         assert_same(agent.model.state_dict(), whole.model.state_dict())
 
     def test_divergence_rolls_back(self):
