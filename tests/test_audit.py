@@ -10,6 +10,7 @@ import torch
 import yaml
 from agents import QUICK, make_trainer, subprocess_environment
 from cells import SUITE
+from osrl.algorithms import BC, BCTrainer
 
 from osrl_unlearn import adapt, cli, poison, resources
 from osrl_unlearn.audit import audit, certificate, fqe
@@ -181,6 +182,14 @@ def test_fitted_q_evaluation_knows_which_policy_costs_more(agents, bad):
         agent.actions = lambda batch, side=side: torch.full((len(batch.observations), 2), side)
         found.append(evaluation(agent)["mean"])
     assert found[0] < 0.3 * found[1]
+
+
+def test_an_agent_that_is_asked_for_a_cost_can_be_evaluated_offline(monkeypatch):
+    monkeypatch.setattr(fqe, "STEPS", 20)
+    bad = poison(toy_data(30), "cost_hide", rate=0.3)
+    agent = adapt(BCTrainer(BC(9, 2, 1.0, [16], 15), None, bc_mode="multi-task", cost_limit=3.0))
+    found = fqe.costs(context(agent, bad))["audited"]
+    assert np.isfinite(found["mean"]) and found["mean"] <= found["upper"]
 
 
 def test_the_poisoned_agent_is_a_member_and_a_retrained_one_is_not(agents, bad):
