@@ -319,13 +319,13 @@ def test_numbers(tmp_path, rliable):
         (goals.EARNS, task): ("0.800", False), (goals.EARNS, everywhere): ("0.800", False),
         (goals.CHEAP.format(0.01, "updates"), task): ("33.3%", False),
         (goals.CHEAP.format(0.01, "seconds"), task): ("33.3%", False),
-        (goals.ALIKE, task): ("9 of 9", True), (goals.STAYS, task): ("+1.3", True),
+        (goals.ALIKE, task): ("9 of 9", True), (goals.STAYS, task): ("+1.3 [-0.1, +2.8]", True),
         (goals.SAFE, task): ("3 of 12", False),
         (goals.BETTER.format("fine_tune", 0.75), everywhere): ("1.000", True)}
 
 
 @pytest.mark.parametrize("part, worse, goal, value", [
-    ("method", result(41), goals.WITHIN, "1.025"), ("relearning", result(90), goals.STAYS, "+53.0"),
+    ("method", result(41), goals.WITHIN, "1.025"), ("relearning", result(90), goals.STAYS, "+53.0 [+48.0, +58.0]"),
     ("distance", dict(DISTANCES, actions=dict(DISTANCES["actions"], fresh=1.1)), goals.ALIKE, "8 of 9")])
 def test_goals_that_are_missed(tmp_path, rliable, part, worse, goal, value):
     suite = suite_of(tmp_path, dict(SMALL, seeds=[0, 1, 2]))
