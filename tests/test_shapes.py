@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from agents import QUICK, subprocess_environment
 
 from osrl_unlearn import cli, resources, rundir, screening
@@ -248,6 +249,30 @@ def test_a_command_is_recognised_wherever_its_script_works(run, tmp_path):
         assert status == 0, err[-2000:]
         return "is complete" in err
     assert [again(text) for text in ("lr: 1", "lr: 1", "lr: 2")] == [False, True, False]
+
+
+PLAIN = """
+env, data = load()
+train(make_trainer(env, make_logger()), batches(TransitionDataset(data, 0.1)))
+"""
+
+
+def test_an_agent_that_another_one_has_replaced_is_not_complete(run, tmp_path):
+    folder = str(tmp_path / "logs" / "run")
+
+    def again():
+        status, _, err = run(PLAIN, *POISON)
+        assert status == 0, err[-2000:]
+        return "is complete" in err
+
+    assert [again(), again()] == [False, True]
+    torch.save({"model_state": {}}, rundir.model_path(folder))  # as the script does without our flags
+    assert [again(), again()] == [False, True]
+    marked = rundir.completed(folder)
+    rundir.complete(folder, {name: marked[name] for name in marked if name != "model"})  # of an older version
+    assert not again()
+    os.unlink(rundir.model_path(folder))
+    assert not again()
 
 
 def test_two_agents_are_both_unlearned(run, tmp_path):

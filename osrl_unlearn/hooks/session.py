@@ -14,6 +14,7 @@ from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.engine import check_seen
 from osrl_unlearn.errors import IncompatibleAgent, OsrlUnlearnError, RunError
+from osrl_unlearn.files import sha256_file
 from osrl_unlearn.hooks.patching import Patch, PatchSet
 from osrl_unlearn.hooks.reach import ENOUGH, columns_of
 from osrl_unlearn.hooks.records import Record, Training, equal
@@ -122,13 +123,19 @@ class Session:
                 fingerprint(self._started), attack=attack, dataset=self.dataset)))
         marked = rundir.completed(folder) or {}
         folders = [os.path.normpath(os.path.join(folder, run)) for run in marked.get("runs", ())]
-        if (folders and all((rundir.completed(run) or {}).get("command") == self._command for run in folders)
+        if (folders and all(self._completed(run) for run in folders)
                 and marked.get("data", {}) == file_hashes(marked.get("data", {}))):
             say("{} is complete (.complete): it is not trained again; delete the folder to start anew".format(
                 ", ".join(folders)))
             self._skipped = folders
             raise Skipped
         rundir.complete(folder, None)
+
+    def _completed(self, folder):
+        """Whether this very command trained the agent that is in ``folder`` now: without our flags, any other can."""
+        marked, path = rundir.completed(folder) or {}, rundir.model_path(folder)
+        return (marked.get("command") == self._command and os.path.isfile(path)
+                and marked.get("model") == sha256_file(path))
 
     def _store(self, original, logger, tab=None, **values):
         original(logger, tab, **values)
@@ -416,10 +423,12 @@ class Session:
     def _mark_complete(self, trained):
         """Mark what was trained, if all of it can be taken up again from its run directories."""
         folders = [training.folder for training in trained]
-        if self._command is not None and all(folders) and all(t.saved == t.updates for t in trained):
+        if (self._command is not None and all(folders) and all(t.saved == t.updates for t in trained)
+                and all(os.path.isfile(rundir.model_path(folder)) for folder in folders)):
             data = file_hashes({record.dataset for record in self.records if record.dataset})
             for folder in folders:
                 rundir.complete(folder, {"command": self._command, "data": data,
+                                         "model": sha256_file(rundir.model_path(folder)),
                                          "runs": [os.path.relpath(other, folder) for other in folders]})
 
     def _check_reached(self, training):
