@@ -9,6 +9,7 @@
     RUN_DIR/unlearned/METHOD/progress.txt            the run's own, continued
     .complete in either                              with which settings this was done; written last
 """
+import glob
 import json
 import os
 from typing import Any, Dict, List, NamedTuple, Optional
@@ -71,6 +72,14 @@ def complete(folder, settings):
         write_json(complete_path(folder), settings)
     elif os.path.exists(complete_path(folder)):
         os.unlink(complete_path(folder))
+
+
+def clear(run_dir):
+    """Remove what is about a run's checkpoint, to be called before another training's takes its place."""
+    for path in [manifest_path(run_dir), attack_path(run_dir)] + glob.glob(
+            os.path.join(glob.escape(run_dir), FOLDER, "state*.pt")):
+        if os.path.exists(path):
+            os.unlink(path)
 
 
 def unlearned_dir(run_dir, method):

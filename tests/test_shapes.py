@@ -253,7 +253,8 @@ def test_a_command_is_recognised_wherever_its_script_works(run, tmp_path):
 
 PLAIN = """
 env, data = load()
-train(make_trainer(env, make_logger()), batches(TransitionDataset(data, 0.1)))
+trainer = make_trainer(env, make_logger())
+train(trainer, batches(TransitionDataset(data, 0.1)))
 """
 
 
@@ -273,6 +274,18 @@ def test_an_agent_that_another_one_has_replaced_is_not_complete(run, tmp_path):
     assert not again()
     os.unlink(rundir.model_path(folder))
     assert not again()
+
+
+def test_what_is_about_a_poisoned_agent_goes_when_a_clean_one_takes_its_place(run, tmp_path):
+    folder = str(tmp_path / "logs" / "run")
+    paths = [rundir.manifest_path(folder), rundir.attack_path(folder), rundir.state_path(folder, "best")]
+    assert run(PLAIN + "trainer.logger.save_checkpoint('best')", *POISON)[0] == 0
+    open(rundir.attack_path(folder), "w").close()
+    assert all(map(os.path.isfile, paths))
+    assert run(PLAIN.replace("train(", "1 / 0, train("), "--dataset", SHIPPED)[0] == 1
+    assert all(map(os.path.isfile, paths))  # the poisoned agent is still there
+    assert run(PLAIN, "--dataset", SHIPPED)[0] == 0
+    assert not any(map(os.path.exists, paths)) and os.path.isfile(rundir.state_path(folder))
 
 
 def test_two_agents_are_both_unlearned(run, tmp_path):

@@ -47,7 +47,7 @@ class Session:
         self.patch_set = PatchSet()
         self._started = os.getcwd()
         self._path = self._env = self._error = None
-        self._watched, self._warned = set(), set()
+        self._watched, self._warned, self._replaced = set(), set(), set()
         self._command = None  # see hooks/repeat.py
         self._skipped: List[str] = []
         self._inside = self._building = False  # a subclass calls what it overrides
@@ -347,6 +347,9 @@ class Session:
 
     def _save_checkpoint(self, original, logger, suffix=None):
         self._check_trainer()
+        if logger.log_dir and logger.log_dir not in self._replaced:
+            self._replaced.add(logger.log_dir)
+            rundir.clear(logger.log_dir)
         original(logger, suffix)
         training = next((t for t in reversed(self.trainings) if getattr(t.trainer, "logger", None) is logger), None)
         record = training.record if training is not None and training.record is not None else self._record()
