@@ -254,7 +254,10 @@ def _resumable(folder, about, model):
     if not os.path.isfile(path):
         return None
     state = load_tensors(path)
-    if state.pop("about") != about or state.pop("model") != model:
+    if state.pop("model") != model:
+        say("{} is from an interrupted run on another agent: it is not used".format(path))
+        return None
+    if state.pop("about") != about:
         raise RunError("{} is from an interrupted run with other settings: delete it to start anew, or repeat the "
                        "settings to go on".format(path))
     say("going on from step {} of an interrupted run".format(state["i"]))

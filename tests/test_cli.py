@@ -16,6 +16,7 @@ from agents import make_trainer, subprocess_environment
 from osrl_unlearn import cli, resources, rundir
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import poison
+from osrl_unlearn.files import save_tensors, sha256_state
 from osrl_unlearn.testing import toy_data
 
 SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
@@ -219,6 +220,16 @@ def test_what_is_complete_is_not_done_again_and_quiet_silences_what_is_only_said
     monkeypatch.setattr("osrl_unlearn.unlearning.write_report", interrupted)
     assert (run_dir / "unlearned" / "fine_tune" / ".complete").exists() and cli.main(command[:-1] + ["5"]) == 130
     assert not (run_dir / "unlearned" / "fine_tune" / ".complete").exists()
+
+
+def test_what_was_interrupted_is_continued_for_the_same_agent_only(fails, run_dir, capfd):
+    path = rundir.unlearned_dir(str(run_dir), "fine_tune") + "/osrl_unlearn/resume.pt"
+    command = ["unlearn", str(run_dir), "--method", "fine_tune", "--eval-episodes", "0", "--steps", "1"]
+    save_tensors(path, {"i": 1, "about": {}, "model": sha256_state(rundir.read_weights(str(run_dir)))})
+    fails(*command, match="interrupted run with other settings")
+    save_tensors(path, {"i": 1, "about": {}, "model": "of what was trained before"})
+    assert cli.main(command) == 0
+    assert "interrupted run on another agent: it is not used" in capfd.readouterr().err and not os.path.exists(path)
 
 
 def test_a_list_of_trajectories_becomes_a_forget_manifest(fails, run_dir, tmp_path, capfd):
