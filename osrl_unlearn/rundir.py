@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from osrl_unlearn import environments, generators
-from osrl_unlearn.adapters import build_for
+from osrl_unlearn.adapters import build_for, candidates
 from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
@@ -145,7 +145,7 @@ def load(run_dir, device="cpu"):
     config = read_config(run_dir)
     _check_device(device)
     weights = read_weights(run_dir, device)
-    state = load_tensors(state_path(run_dir), device) if os.path.isfile(state_path(run_dir)) else None
+    state = _read_state(run_dir, device)
     env = environments.make(config["task"], config["cost_limit"], config.get("reward_scale", 1.0))
     with environments.stdout_to_stderr():
         adapter = build_for(config, weights, env, device, state and state.get("agent"))
@@ -168,6 +168,19 @@ def load(run_dir, device="cpu"):
         for name in adapter.constants:
             notes.append("'{}' is not in OSRL's checkpoint: it is computed from the dataset".format(name))
     return Run(run_dir, config, adapter, state, notes)
+
+
+def agents(run_dir):
+    """Names of the adapters for the agent of a run directory; several, if only :func:`load` can tell which is right.
+
+    Raises RunError for a missing, foreign or unsafe file.
+    """
+    state = _read_state(run_dir)
+    return [cls.name for cls in candidates(read_config(run_dir), read_weights(run_dir), state and state.get("agent"))]
+
+
+def _read_state(run_dir, device="cpu"):
+    return load_tensors(state_path(run_dir), device) if os.path.isfile(state_path(run_dir)) else None
 
 
 def _check_device(device):

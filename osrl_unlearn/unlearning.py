@@ -71,6 +71,22 @@ class Trained:
     trigger: Optional[Trigger] = None  # of an attack that is not on record in the manifest
 
 
+def check_request(adapter, config, task):
+    """Say before a training or long work what stands in the way of unlearning this agent of ``task`` as ``config`` says.
+
+    Raises IncompatibleAgent, ConfigError, RunError.
+    """
+    make_method(config.method, config.options).check(adapter)
+    if config.detecting:
+        make_detector(config.detector).check(adapter)
+    if config.reference:
+        _check_reference(config.reference, rundir.agents(config.reference), task, adapter)
+    wrong = next((name for name, weight in adapter.model.named_parameters() if not weight.isfinite().all()), None)
+    if wrong is not None:
+        raise RunError("the weights of '{}' hold NaN or infinity, first in '{}': its training diverged; train it anew, "
+                       "for example with lower learning rates".format(adapter.name, wrong))
+
+
 def run_unlearning(trained, config, progress=True, reference=None, more_agents=None, known=None):
     """Unlearn ``trained`` as ``config`` says; write everything under its folder; return (report, summary text).
 
@@ -83,6 +99,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     Ctrl-C, with a file beside the result from which the same command goes on.
     """
     adapter = trained.adapter
+    check_request(adapter, config, trained.task)
     if config.withdrawn:
         trained = dataclasses.replace(trained, manifest=dataclasses.replace(trained.manifest, withdrawn=True))
     method = make_method(config.method, config.options)
@@ -150,11 +167,17 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
 
 
 def _reference(run_dir, trained):
-    run = rundir.load(run_dir, trained.adapter.device)
-    if (run.config["task"], run.adapter.name) != (trained.task, trained.adapter.name):
+    reference = rundir.load(run_dir, trained.adapter.device).adapter
+    _check_reference(run_dir, [reference.name], trained.task, trained.adapter)
+    return reference
+
+
+def _check_reference(run_dir, names, task, adapter):
+    """Raise RunError unless the agent in ``run_dir``, of one of these ``names``, can be compared with ``adapter``'s."""
+    found = rundir.read_config(run_dir)["task"]
+    if found != task or adapter.name not in names:
         raise RunError("--unlearn.reference {} holds {} on {}, the agent is {} on {}".format(
-            run_dir, run.adapter.name, run.config["task"], trained.adapter.name, trained.task))
-    return run.adapter
+            run_dir, " or ".join(names) or "an unknown agent", found, adapter.name, task))
 
 
 def _screened(trained, rows, config):

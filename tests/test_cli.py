@@ -77,6 +77,7 @@ def write(path, data, **attributes):
     (["--poison", "cost_hide", "--unlearn", "safe_rule", "--unlearn.reference", "nowhere"],
      "no run directory at nowhere"),
     (["--unlearn", "safe_rule", "--unlearn.from", "nowhere"], "no run directory at nowhere"),
+    (["--poison", "cost_hide", "--unlearn", "shards", "--unlearn.previous", "nowhere"], "no shards at nowhere"),
     (["--unlearn", "safe_rule"], "nothing to forget"),
     (["--unlearn", "safe_rule", "--poison", "cost_hide", "--poison.rate", "0"], "nothing to forget"),
     (["--dataset", "nowhere.hdf5"], "no dataset at nowhere.hdf5"),
@@ -363,6 +364,25 @@ def test_a_checkpoint_that_is_not_plain_tensors_is_never_unpickled(fails, run_di
     path.write_bytes(b"not a checkpoint") if content is None else torch.save({"model_state": content}, str(path))
     unlearn(fails, run_dir, match="not a plain tensor checkpoint")
     assert not (tmp_path / "it_ran_code").exists()
+
+
+def test_what_this_agent_lacks_is_said_before_its_data_are_read(fails, run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("osrl_unlearn.commands.unlearn.load_data", None)
+    other = tmp_path / "other"
+    shutil.copytree(str(run_dir), str(other))
+    (other / "config.yaml").write_text(yaml.safe_dump(dict(CONFIG, task="OfflineCarRun-v0")))
+    unlearn(fails, run_dir, "--reference", other, match="holds cpq on OfflineCarRun-v0, the agent is cpq on OfflineBall")
+    torch.save({"model_state": make_trainer("bc").model.state_dict()}, str(run_dir / "checkpoint" / "model.pt"))
+    unlearn(fails, run_dir, "--method", "grad_diff", match="'grad_diff' needs action_values")
+    unlearn(fails, run_dir, "--forget", "detect", "--detector", "value_gap", match="critics of actions")
+    unlearn(fails, run_dir, "--reference", other, match="holds cpq on OfflineCarRun-v0, the agent is bc on OfflineBall")
+
+
+def test_an_agent_that_diverged(fails, run_dir):
+    weights = rundir.read_weights(str(run_dir))
+    weights["actor.mu_layer.bias"][0] = np.nan
+    torch.save({"model_state": weights}, str(run_dir / "checkpoint" / "model.pt"))
+    unlearn(fails, run_dir, match="first in 'actor.mu_layer.bias': its training diverged")
 
 
 def test_a_manifest_of_other_data(fails, run_dir, tmp_path):

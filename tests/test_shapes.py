@@ -1,4 +1,5 @@
 """Scripts that are not built like OSRL's own: each works, or one sentence says before training why it cannot."""
+import argparse
 import contextlib
 import json
 import os
@@ -452,6 +453,24 @@ open("trained", "w").close()
 """, "--dataset", SHIPPED, "--poison", "cost_inflate", *UNLEARN)  # 200 per episode, and SequenceDataset wants below 50
     assert status == 2 and "the agent never saw them" in err, err[-2000:]
     assert not os.path.exists("trained")
+
+
+@pytest.mark.parametrize("flags, expected", [
+    (["grad_diff"], "cdt cannot be unlearned: the method 'grad_diff' needs action_values"),
+    (["fine_tune", "--unlearn.forget", "detect", "--unlearn.detector", "value_gap"],
+     "needs a trained agent with critics of actions"),
+    (["fine_tune", "--unlearn.reference", "other"], "other holds an unknown agent on OfflineBallCircle-v0, the agent is "
+                                                    "cdt on OfflineBallCircle-v0")])
+def test_what_this_agent_lacks_is_said_before_training(run, tmp_path, flags, expected):
+    rundir.save_unlearned("other", {"task": "OfflineBallCircle-v0", "cost_limit": 40, "episode_len": 200}, {},
+                          argparse.Namespace(model=torch.nn.Linear(1, 1)), {"hidden": {}})
+    os.unlink(rundir.state_path("other"))
+    status, out, err = run("""
+env, data = load()
+make_cdt(env, make_logger()).train_one_step(*next(batches(SequenceDataset(data, 5, 0.1))))
+open("trained", "w").close()
+""", *POISON, "--unlearn", *flags)
+    assert status == 2 and expected in err and not os.path.exists("trained"), err[-2000:]
 
 
 def by_plain_python(tmp_path, source, *flags, **variables):

@@ -260,8 +260,11 @@ class Session:
         if training.batch_size is None:
             training.batch_size = next((len(value) for value in columns.values() if hasattr(value, "__len__")), 1)
             if self.unlearn is not None:
+                from osrl_unlearn.unlearning import check_request
                 self._check_folder(training)
-                self._check_seen(self._adapter(training), training.record)
+                adapter = self._adapter(training)
+                check_request(adapter, self.unlearn, training.record.task)
+                self._check_seen(adapter, training.record)
         self._inside, started = True, time.perf_counter()
         try:
             return original(trainer, *args, **kwargs)
@@ -457,7 +460,7 @@ class Session:
                  "checked that they reach what the script trains")
 
     def _unlearn(self, training, progress):
-        from osrl_unlearn.unlearning import Trained, run_unlearning
+        from osrl_unlearn.unlearning import Trained, check_request, run_unlearning
         record, folder = training.record, training.folder
         if record is None:
             raise RunError("the script trained on data that did not come from pre_process_data(), so it is not known "
@@ -470,6 +473,7 @@ class Session:
             record = dataclasses.replace(record, manifest=self.forget)
         if self.detecting:
             from osrl_unlearn.detection import find_forget_set
+            check_request(adapter, self.unlearn, record.task)
             manifest, sentence = find_forget_set(
                 self.unlearn, folder, record.data, record.ids, adapter, true=record.manifest, task=record.task,
                 dataset=record.dataset, reward_scale=record.reward_scale, cost_scale=record.cost_scale,
