@@ -112,7 +112,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     model_before = sha256_state(adapter.model.state_dict())
     settings = json.loads(json.dumps(dict(
         about, model=model_before, forget=trained.manifest.digest(), eval_episodes=config.eval_episodes,
-        strict=config.strict, reference=config.reference and os.path.abspath(config.reference))))
+        strict=config.strict, reference=reference and sha256_state(reference.model.state_dict()))))
     report = _done(folder, settings)
     if report is not None:
         say("{} is complete (.complete): nothing is done again; delete the folder to start anew".format(folder))
@@ -262,10 +262,15 @@ def _logging(logger, offset):
 def _done(folder, settings):
     """The report of what was done before with the same ``settings``, or None."""
     path = os.path.join(folder, "report.json")
-    if rundir.completed(folder) != settings or not all(map(os.path.isfile, (path, rundir.model_path(folder)))):
+    if rundir.completed(folder) != settings or not os.path.isfile(path):
         return None
     with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        report = json.load(file)
+    try:
+        model = sha256_state(rundir.read_weights(folder))
+    except RunError:  # it is gone, or somebody wrote over it
+        return None
+    return report if model == report["models"]["after"] else None
 
 
 def _resume_path(folder):

@@ -223,6 +223,26 @@ def test_what_is_complete_is_not_done_again_and_quiet_silences_what_is_only_said
     assert not (run_dir / "unlearned" / "fine_tune" / ".complete").exists()
 
 
+def test_a_result_is_complete_with_this_agent_and_this_reference_only(run_dir, tmp_path, capfd):
+    reference = shutil.copytree(str(run_dir), str(tmp_path / "reference"))
+    result = rundir.unlearned_dir(str(run_dir), "fine_tune")
+
+    def again():
+        assert cli.main(["unlearn", str(run_dir), "--method", "fine_tune", "--eval-episodes", "0", "--steps", "1",
+                         "--reference", reference]) == 0
+        return "is complete" in capfd.readouterr().err
+
+    assert [again(), again()] == [False, True]
+    for folder in (reference, result):
+        weights = rundir.read_weights(folder)
+        weights["actor.mu_layer.bias"] += 1
+        torch.save({"model_state": weights}, rundir.model_path(folder))
+        assert [again(), again()] == [False, True]
+    with open(rundir.model_path(result), "w"):
+        pass
+    assert not again()
+
+
 def test_what_was_interrupted_is_continued_for_the_same_agent_only(fails, run_dir, capfd):
     path = rundir.unlearned_dir(str(run_dir), "fine_tune") + "/osrl_unlearn/resume.pt"
     command = ["unlearn", str(run_dir), "--method", "fine_tune", "--eval-episodes", "0", "--steps", "1"]
