@@ -95,6 +95,19 @@ def test_a_manifest_without_rows_stops_before_the_script_runs(fails, script, tmp
     assert not (tmp_path / "it_ran").exists()
 
 
+def test_quiet_may_stand_before_a_command(fails, capfd):
+    fails("--quiet", "unlearn", "nowhere", match="no run directory at nowhere")
+    assert cli.main(["--quiet", "run", "--help"]) == 0 and "usage:" in capfd.readouterr().out
+    fails("--quiet", "nowhere.py", match="no script at")
+
+
+@pytest.mark.parametrize("command", ["plugins", "doctor"])
+def test_a_command_whose_output_is_closed(tmp_path, command):
+    done = subprocess.run([shutil.which("sh"), "-c", 'exec "$0" -m osrl_unlearn "$1" >&-', sys.executable, command],
+                          cwd=str(tmp_path), env=subprocess_environment(), text=True, stderr=subprocess.PIPE)
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
+
+
 def test_wrong_targets(fails):
     fails(match="no script")
     fails("nowhere.py", match="no script at")
