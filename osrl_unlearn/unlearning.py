@@ -72,7 +72,7 @@ class Trained:
 
 
 def check_request(adapter, config, task):
-    """Say before a training or long work what stands in the way of unlearning this agent of ``task`` as ``config`` says.
+    """Say before any long work what stands in the way of unlearning this agent of ``task`` as ``config`` says.
 
     Raises IncompatibleAgent, ConfigError, RunError.
     """

@@ -404,11 +404,11 @@ def test_what_this_agent_lacks_is_said_before_its_data_are_read(fails, run_dir, 
     other = tmp_path / "other"
     shutil.copytree(str(run_dir), str(other))
     (other / "config.yaml").write_text(yaml.safe_dump(dict(CONFIG, task="OfflineCarRun-v0")))
-    unlearn(fails, run_dir, "--reference", other, match="holds cpq on OfflineCarRun-v0, the agent is cpq on OfflineBall")
+    unlearn(fails, run_dir, "--reference", other, match="holds cpq on OfflineCarRun-v0, the agent is cpq on")
     torch.save({"model_state": make_trainer("bc").model.state_dict()}, str(run_dir / "checkpoint" / "model.pt"))
     unlearn(fails, run_dir, "--method", "grad_diff", match="'grad_diff' needs action_values")
     unlearn(fails, run_dir, "--forget", "detect", "--detector", "value_gap", match="critics of actions")
-    unlearn(fails, run_dir, "--reference", other, match="holds cpq on OfflineCarRun-v0, the agent is bc on OfflineBall")
+    unlearn(fails, run_dir, "--reference", other, match="holds cpq on OfflineCarRun-v0, the agent is bc on")
 
 
 def test_an_agent_that_diverged(fails, run_dir):

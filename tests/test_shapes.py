@@ -459,8 +459,8 @@ open("trained", "w").close()
     (["grad_diff"], "cdt cannot be unlearned: the method 'grad_diff' needs action_values"),
     (["fine_tune", "--unlearn.forget", "detect", "--unlearn.detector", "value_gap"],
      "needs a trained agent with critics of actions"),
-    (["fine_tune", "--unlearn.reference", "other"], "other holds an unknown agent on OfflineBallCircle-v0, the agent is "
-                                                    "cdt on OfflineBallCircle-v0")])
+    (["fine_tune", "--unlearn.reference", "other"],
+     "other holds an unknown agent on OfflineBallCircle-v0, the agent is cdt on OfflineBallCircle-v0")])
 def test_what_this_agent_lacks_is_said_before_training(run, tmp_path, flags, expected):
     rundir.save_unlearned("other", {"task": "OfflineBallCircle-v0", "cost_limit": 40, "episode_len": 200}, {},
                           argparse.Namespace(model=torch.nn.Linear(1, 1)), {"hidden": {}})

@@ -49,7 +49,7 @@ class Detector(ABC):
         self.label = None  # what a progress bar calls the detector, if there is to be one
 
     def check(self, adapter):
-        """Raise ConfigError if the detector needs an agent, or one with other capabilities, than ``adapter`` or None."""
+        """Raise ConfigError if the detector cannot work with ``adapter``; None stands for no agent."""
 
     @abstractmethod
     def scores(self, data, index, seed, adapter=None, reward_scale=1.0, cost_scale=1.0):

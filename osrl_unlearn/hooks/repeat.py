@@ -14,7 +14,7 @@ class Skipped(SystemExit):
 
 
 def fingerprint(started):
-    """What the running script's training depends on: modules that are not installed, its arguments, small files among them.
+    """What the running script's training depends on: own modules, arguments, and small files among them.
 
     To be called when the script makes its logger; its configurations are imported by then. ``started`` is the folder
     that the script was started in, which paths are relative to: it may have gone elsewhere.
