@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import importlib
+import os
 import sys
 
 from osrl_unlearn import __version__, status
@@ -36,6 +37,8 @@ def main(argv=None):
     """Run a command; returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     startup.take()
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == [QUIET] and argv[1:] and argv[1] in COMMANDS:
+        argv[:2] = argv[1], QUIET
     try:
         if argv[:1] == ["run"]:
             return run(argv[1:])
@@ -69,6 +72,8 @@ def explain(error):
 
 
 def _command(name, argv):
+    if sys.stdout is None:  # it is closed, and the next file that is opened would take its place
+        sys.stdout = sys.__stdout__ = open(os.devnull, "w")
     parser = argparse.ArgumentParser("osrl-unlearn " + name, description=COMMANDS[name][1] + ".", allow_abbrev=False)
     module = add_arguments(name, parser)
     status.quiet = QUIET in argv

@@ -74,6 +74,7 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
     started = time.perf_counter()
     adapter = adapter if isinstance(adapter, Adapter) else adapt(adapter)
     method = make_method(method) if isinstance(method, str) else method
+    method.check(adapter)
     forget.check_not_empty()
     forget.verify(data)
     rows = forget.row_numbers(data, ids)

@@ -100,7 +100,7 @@ def load_tensors(path, device="cpu"):
     except Exception as error:
         raise RunError("{} is not a plain tensor checkpoint ({}); it was not loaded, because unpickling it could run "
                        "code. Save it again with torch.save({{'model_state': model.state_dict()}}, ...)".format(
-                           path, str(error).splitlines()[0][:120] or type(error).__name__))
+                           path, (str(error) or type(error).__name__).splitlines()[0][:120]))
 
 
 def sha256_array(array):

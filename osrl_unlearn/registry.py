@@ -66,6 +66,10 @@ class Registry:
         """Sorted names that only third parties offer; reads metadata only."""
         return sorted({offer.entry.name for offer in _offers(self.group)} - set(self.builtins))
 
+    def modules(self):
+        """Names of the modules that third parties' entry points name; reads metadata only."""
+        return {offer.entry.value.partition(":")[0].strip() for offer in _offers(self.group)}
+
     def names(self):
         """All names, sorted; reads metadata only."""
         return sorted(set(self.builtins) | set(self.third_party()))

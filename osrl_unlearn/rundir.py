@@ -9,6 +9,7 @@
     RUN_DIR/unlearned/METHOD/progress.txt            the run's own, continued
     .complete in either                              with which settings this was done; written last
 """
+import glob
 import json
 import os
 from typing import Any, Dict, List, NamedTuple, Optional
@@ -17,7 +18,7 @@ import torch
 import yaml
 
 from osrl_unlearn import environments, generators
-from osrl_unlearn.adapters import build_for
+from osrl_unlearn.adapters import build_for, candidates
 from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
@@ -71,6 +72,14 @@ def complete(folder, settings):
         write_json(complete_path(folder), settings)
     elif os.path.exists(complete_path(folder)):
         os.unlink(complete_path(folder))
+
+
+def clear(run_dir):
+    """Remove what is about a run's checkpoint, to be called before another training's takes its place."""
+    for path in [manifest_path(run_dir), attack_path(run_dir)] + glob.glob(
+            os.path.join(glob.escape(run_dir), FOLDER, "state*.pt")):
+        if os.path.exists(path):
+            os.unlink(path)
 
 
 def unlearned_dir(run_dir, method):
@@ -136,7 +145,7 @@ def load(run_dir, device="cpu"):
     config = read_config(run_dir)
     _check_device(device)
     weights = read_weights(run_dir, device)
-    state = load_tensors(state_path(run_dir), device) if os.path.isfile(state_path(run_dir)) else None
+    state = _read_state(run_dir, device)
     env = environments.make(config["task"], config["cost_limit"], config.get("reward_scale", 1.0))
     with environments.stdout_to_stderr():
         adapter = build_for(config, weights, env, device, state and state.get("agent"))
@@ -159,6 +168,19 @@ def load(run_dir, device="cpu"):
         for name in adapter.constants:
             notes.append("'{}' is not in OSRL's checkpoint: it is computed from the dataset".format(name))
     return Run(run_dir, config, adapter, state, notes)
+
+
+def agents(run_dir):
+    """Names of the adapters for the agent of a run directory; several, if only :func:`load` can tell which is right.
+
+    Raises RunError for a missing, foreign or unsafe file.
+    """
+    state = _read_state(run_dir)
+    return [cls.name for cls in candidates(read_config(run_dir), read_weights(run_dir), state and state.get("agent"))]
+
+
+def _read_state(run_dir, device="cpu"):
+    return load_tensors(state_path(run_dir), device) if os.path.isfile(state_path(run_dir)) else None
 
 
 def _check_device(device):

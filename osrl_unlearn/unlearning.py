@@ -71,6 +71,22 @@ class Trained:
     trigger: Optional[Trigger] = None  # of an attack that is not on record in the manifest
 
 
+def check_request(adapter, config, task):
+    """Say before any long work what stands in the way of unlearning this agent of ``task`` as ``config`` says.
+
+    Raises IncompatibleAgent, ConfigError, RunError.
+    """
+    make_method(config.method, config.options).check(adapter)
+    if config.detecting:
+        make_detector(config.detector).check(adapter)
+    if config.reference:
+        _check_reference(config.reference, rundir.agents(config.reference), task, adapter)
+    wrong = next((name for name, weight in adapter.model.named_parameters() if not weight.isfinite().all()), None)
+    if wrong is not None:
+        raise RunError("the weights of '{}' hold NaN or infinity, first in '{}': its training diverged; train it anew, "
+                       "for example with lower learning rates".format(adapter.name, wrong))
+
+
 def run_unlearning(trained, config, progress=True, reference=None, more_agents=None, known=None):
     """Unlearn ``trained`` as ``config`` says; write everything under its folder; return (report, summary text).
 
@@ -83,6 +99,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     Ctrl-C, with a file beside the result from which the same command goes on.
     """
     adapter = trained.adapter
+    check_request(adapter, config, trained.task)
     if config.withdrawn:
         trained = dataclasses.replace(trained, manifest=dataclasses.replace(trained.manifest, withdrawn=True))
     method = make_method(config.method, config.options)
@@ -95,7 +112,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     model_before = sha256_state(adapter.model.state_dict())
     settings = json.loads(json.dumps(dict(
         about, model=model_before, forget=trained.manifest.digest(), eval_episodes=config.eval_episodes,
-        strict=config.strict, reference=config.reference and os.path.abspath(config.reference))))
+        strict=config.strict, reference=reference and sha256_state(reference.model.state_dict()))))
     report = _done(folder, settings)
     if report is not None:
         say("{} is complete (.complete): nothing is done again; delete the folder to start anew".format(folder))
@@ -150,11 +167,17 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
 
 
 def _reference(run_dir, trained):
-    run = rundir.load(run_dir, trained.adapter.device)
-    if (run.config["task"], run.adapter.name) != (trained.task, trained.adapter.name):
+    reference = rundir.load(run_dir, trained.adapter.device).adapter
+    _check_reference(run_dir, [reference.name], trained.task, trained.adapter)
+    return reference
+
+
+def _check_reference(run_dir, names, task, adapter):
+    """Raise RunError unless the agent in ``run_dir``, of one of these ``names``, can be compared with ``adapter``'s."""
+    found = rundir.read_config(run_dir)["task"]
+    if found != task or adapter.name not in names:
         raise RunError("--unlearn.reference {} holds {} on {}, the agent is {} on {}".format(
-            run_dir, run.adapter.name, run.config["task"], trained.adapter.name, trained.task))
-    return run.adapter
+            run_dir, " or ".join(names) or "an unknown agent", found, adapter.name, task))
 
 
 def _screened(trained, rows, config):
@@ -239,10 +262,15 @@ def _logging(logger, offset):
 def _done(folder, settings):
     """The report of what was done before with the same ``settings``, or None."""
     path = os.path.join(folder, "report.json")
-    if rundir.completed(folder) != settings or not all(map(os.path.isfile, (path, rundir.model_path(folder)))):
+    if rundir.completed(folder) != settings or not os.path.isfile(path):
         return None
     with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        report = json.load(file)
+    try:
+        model = sha256_state(rundir.read_weights(folder))
+    except RunError:  # it is gone, or somebody wrote over it
+        return None
+    return report if model == report["models"]["after"] else None
 
 
 def _resume_path(folder):
@@ -254,7 +282,10 @@ def _resumable(folder, about, model):
     if not os.path.isfile(path):
         return None
     state = load_tensors(path)
-    if state.pop("about") != about or state.pop("model") != model:
+    if state.pop("model") != model:
+        say("{} is from an interrupted run on another agent: it is not used".format(path))
+        return None
+    if state.pop("about") != about:
         raise RunError("{} is from an interrupted run with other settings: delete it to start anew, or repeat the "
                        "settings to go on".format(path))
     say("going on from step {} of an interrupted run".format(state["i"]))

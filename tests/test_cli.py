@@ -16,6 +16,7 @@ from agents import make_trainer, subprocess_environment
 from osrl_unlearn import cli, resources, rundir
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import poison
+from osrl_unlearn.files import save_tensors, sha256_state
 from osrl_unlearn.testing import toy_data
 
 SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
@@ -76,6 +77,7 @@ def write(path, data, **attributes):
     (["--poison", "cost_hide", "--unlearn", "safe_rule", "--unlearn.reference", "nowhere"],
      "no run directory at nowhere"),
     (["--unlearn", "safe_rule", "--unlearn.from", "nowhere"], "no run directory at nowhere"),
+    (["--poison", "cost_hide", "--unlearn", "shards", "--unlearn.previous", "nowhere"], "no shards at nowhere"),
     (["--unlearn", "safe_rule"], "nothing to forget"),
     (["--unlearn", "safe_rule", "--poison", "cost_hide", "--poison.rate", "0"], "nothing to forget"),
     (["--dataset", "nowhere.hdf5"], "no dataset at nowhere.hdf5"),
@@ -91,6 +93,19 @@ def test_a_manifest_without_rows_stops_before_the_script_runs(fails, script, tmp
         ForgetManifest.of(toy_data(), [], removed=removed).save(path)
         fails("--unlearn", "safe_rule", "--unlearn.forget", path, script, match=match)
     assert not (tmp_path / "it_ran").exists()
+
+
+def test_quiet_may_stand_before_a_command(fails, capfd):
+    fails("--quiet", "unlearn", "nowhere", match="no run directory at nowhere")
+    assert cli.main(["--quiet", "run", "--help"]) == 0 and "usage:" in capfd.readouterr().out
+    fails("--quiet", "nowhere.py", match="no script at")
+
+
+@pytest.mark.parametrize("command", ["plugins", "doctor"])
+def test_a_command_whose_output_is_closed(tmp_path, command):
+    done = subprocess.run([shutil.which("sh"), "-c", 'exec "$0" -m osrl_unlearn "$1" >&-', sys.executable, command],
+                          cwd=str(tmp_path), env=subprocess_environment(), text=True, stderr=subprocess.PIPE)
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
 
 
 def test_wrong_targets(fails):
@@ -219,6 +234,36 @@ def test_what_is_complete_is_not_done_again_and_quiet_silences_what_is_only_said
     monkeypatch.setattr("osrl_unlearn.unlearning.write_report", interrupted)
     assert (run_dir / "unlearned" / "fine_tune" / ".complete").exists() and cli.main(command[:-1] + ["5"]) == 130
     assert not (run_dir / "unlearned" / "fine_tune" / ".complete").exists()
+
+
+def test_a_result_is_complete_with_this_agent_and_this_reference_only(run_dir, tmp_path, capfd):
+    reference = shutil.copytree(str(run_dir), str(tmp_path / "reference"))
+    result = rundir.unlearned_dir(str(run_dir), "fine_tune")
+
+    def again():
+        assert cli.main(["unlearn", str(run_dir), "--method", "fine_tune", "--eval-episodes", "0", "--steps", "1",
+                         "--reference", reference]) == 0
+        return "is complete" in capfd.readouterr().err
+
+    assert [again(), again()] == [False, True]
+    for folder in (reference, result):
+        weights = rundir.read_weights(folder)
+        weights["actor.mu_layer.bias"] += 1
+        torch.save({"model_state": weights}, rundir.model_path(folder))
+        assert [again(), again()] == [False, True]
+    with open(rundir.model_path(result), "w"):
+        pass
+    assert not again()
+
+
+def test_what_was_interrupted_is_continued_for_the_same_agent_only(fails, run_dir, capfd):
+    path = rundir.unlearned_dir(str(run_dir), "fine_tune") + "/osrl_unlearn/resume.pt"
+    command = ["unlearn", str(run_dir), "--method", "fine_tune", "--eval-episodes", "0", "--steps", "1"]
+    save_tensors(path, {"i": 1, "about": {}, "model": sha256_state(rundir.read_weights(str(run_dir)))})
+    fails(*command, match="interrupted run with other settings")
+    save_tensors(path, {"i": 1, "about": {}, "model": "of what was trained before"})
+    assert cli.main(command) == 0
+    assert "interrupted run on another agent: it is not used" in capfd.readouterr().err and not os.path.exists(path)
 
 
 def test_a_list_of_trajectories_becomes_a_forget_manifest(fails, run_dir, tmp_path, capfd):
@@ -352,6 +397,25 @@ def test_a_checkpoint_that_is_not_plain_tensors_is_never_unpickled(fails, run_di
     path.write_bytes(b"not a checkpoint") if content is None else torch.save({"model_state": content}, str(path))
     unlearn(fails, run_dir, match="not a plain tensor checkpoint")
     assert not (tmp_path / "it_ran_code").exists()
+
+
+def test_what_this_agent_lacks_is_said_before_its_data_are_read(fails, run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("osrl_unlearn.commands.unlearn.load_data", None)
+    other = tmp_path / "other"
+    shutil.copytree(str(run_dir), str(other))
+    (other / "config.yaml").write_text(yaml.safe_dump(dict(CONFIG, task="OfflineCarRun-v0")))
+    unlearn(fails, run_dir, "--reference", other, match="holds cpq on OfflineCarRun-v0, the agent is cpq on")
+    torch.save({"model_state": make_trainer("bc").model.state_dict()}, str(run_dir / "checkpoint" / "model.pt"))
+    unlearn(fails, run_dir, "--method", "grad_diff", match="'grad_diff' needs action_values")
+    unlearn(fails, run_dir, "--forget", "detect", "--detector", "value_gap", match="critics of actions")
+    unlearn(fails, run_dir, "--reference", other, match="holds cpq on OfflineCarRun-v0, the agent is bc on")
+
+
+def test_an_agent_that_diverged(fails, run_dir):
+    weights = rundir.read_weights(str(run_dir))
+    weights["actor.mu_layer.bias"][0] = np.nan
+    torch.save({"model_state": weights}, str(run_dir / "checkpoint" / "model.pt"))
+    unlearn(fails, run_dir, match="first in 'actor.mu_layer.bias': its training diverged")
 
 
 def test_a_manifest_of_other_data(fails, run_dir, tmp_path):

@@ -1,4 +1,5 @@
 """The seams: wrapped while a script runs, and exactly as before when it is done, however it ends."""
+import json
 import subprocess
 import sys
 
@@ -83,6 +84,34 @@ before = """)
 def test_data_that_a_script_loads_but_does_not_train_on_are_not_called_poisoned(tmp_path):
     done = drive(tmp_path, "print('nothing')\n")
     assert "never gave the poisoned data" in done.stderr and done.stdout.splitlines()[-1] == "status 2"
+
+
+def test_a_command_is_another_one_when_a_module_beside_its_script_has_changed(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "mylib").mkdir()
+    (tmp_path / "scripts" / "train.py").write_text("""
+import importlib.util, json, sys, tempfile
+sys.path.insert(0, {!r})
+import mylib.conf, numpy
+with tempfile.TemporaryDirectory() as folder:  # as torch.distributed.nn does
+    with open(folder + "/written.py", "w") as file:
+        file.write("x = 1")
+    sys.path.insert(0, folder)
+    import written
+    from osrl_unlearn.hooks.repeat import fingerprint
+    print(json.dumps(fingerprint(".")))
+""".format(str(tmp_path)))
+
+    def fingerprint(text):
+        (tmp_path / "mylib" / "conf.py").write_text(text)
+        done = subprocess.run([sys.executable, "scripts/train.py"], cwd=str(tmp_path), env=subprocess_environment(),
+                              text=True, stdout=subprocess.PIPE)
+        return json.loads(done.stdout)
+
+    first, again, other = map(fingerprint, ("lr = 1", "lr = 1", "lr = 10"))
+    assert first == again and first["modules"].pop("mylib.conf") != other["modules"].pop("mylib.conf")
+    assert first == other and {"__main__", "written"} <= set(first["modules"])
+    assert not {"os", "json.decoder", "numpy", "torch", "osrl_unlearn.hooks.repeat"} & set(first["modules"])
 
 
 FORGET = np.arange(127, 144)  # one trajectory of the toy data

@@ -1,4 +1,5 @@
 """Scripts that are not built like OSRL's own: each works, or one sentence says before training why it cannot."""
+import argparse
 import contextlib
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from agents import QUICK, subprocess_environment
 
 from osrl_unlearn import cli, resources, rundir, screening
@@ -250,6 +252,43 @@ def test_a_command_is_recognised_wherever_its_script_works(run, tmp_path):
     assert [again(text) for text in ("lr: 1", "lr: 1", "lr: 2")] == [False, True, False]
 
 
+PLAIN = """
+env, data = load()
+trainer = make_trainer(env, make_logger())
+train(trainer, batches(TransitionDataset(data, 0.1)))
+"""
+
+
+def test_an_agent_that_another_one_has_replaced_is_not_complete(run, tmp_path):
+    folder = str(tmp_path / "logs" / "run")
+
+    def again():
+        status, _, err = run(PLAIN, *POISON)
+        assert status == 0, err[-2000:]
+        return "is complete" in err
+
+    assert [again(), again()] == [False, True]
+    torch.save({"model_state": {}}, rundir.model_path(folder))  # as the script does without our flags
+    assert [again(), again()] == [False, True]
+    marked = rundir.completed(folder)
+    rundir.complete(folder, {name: marked[name] for name in marked if name != "model"})  # of an older version
+    assert not again()
+    os.unlink(rundir.model_path(folder))
+    assert not again()
+
+
+def test_what_is_about_a_poisoned_agent_goes_when_a_clean_one_takes_its_place(run, tmp_path):
+    folder = str(tmp_path / "logs" / "run")
+    paths = [rundir.manifest_path(folder), rundir.attack_path(folder), rundir.state_path(folder, "best")]
+    assert run(PLAIN + "trainer.logger.save_checkpoint('best')", *POISON)[0] == 0
+    open(rundir.attack_path(folder), "w").close()
+    assert all(map(os.path.isfile, paths))
+    assert run(PLAIN.replace("train(", "1 / 0, train("), "--dataset", SHIPPED)[0] == 1
+    assert all(map(os.path.isfile, paths))  # the poisoned agent is still there
+    assert run(PLAIN, "--dataset", SHIPPED)[0] == 0
+    assert not any(map(os.path.exists, paths)) and os.path.isfile(rundir.state_path(folder))
+
+
 def test_two_agents_are_both_unlearned(run, tmp_path):
     status, out, err = run("""
 env, data = load()
@@ -414,6 +453,24 @@ open("trained", "w").close()
 """, "--dataset", SHIPPED, "--poison", "cost_inflate", *UNLEARN)  # 200 per episode, and SequenceDataset wants below 50
     assert status == 2 and "the agent never saw them" in err, err[-2000:]
     assert not os.path.exists("trained")
+
+
+@pytest.mark.parametrize("flags, expected", [
+    (["grad_diff"], "cdt cannot be unlearned: the method 'grad_diff' needs action_values"),
+    (["fine_tune", "--unlearn.forget", "detect", "--unlearn.detector", "value_gap"],
+     "needs a trained agent with critics of actions"),
+    (["fine_tune", "--unlearn.reference", "other"],
+     "other holds an unknown agent on OfflineBallCircle-v0, the agent is cdt on OfflineBallCircle-v0")])
+def test_what_this_agent_lacks_is_said_before_training(run, tmp_path, flags, expected):
+    rundir.save_unlearned("other", {"task": "OfflineBallCircle-v0", "cost_limit": 40, "episode_len": 200}, {},
+                          argparse.Namespace(model=torch.nn.Linear(1, 1)), {"hidden": {}})
+    os.unlink(rundir.state_path("other"))
+    status, out, err = run("""
+env, data = load()
+make_cdt(env, make_logger()).train_one_step(*next(batches(SequenceDataset(data, 5, 0.1))))
+open("trained", "w").close()
+""", *POISON, "--unlearn", *flags)
+    assert status == 2 and expected in err and not os.path.exists("trained"), err[-2000:]
 
 
 def by_plain_python(tmp_path, source, *flags, **variables):

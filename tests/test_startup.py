@@ -131,6 +131,15 @@ def test_patch_is_idempotent_and_reverse_leaves_nothing(tmp_path, capsys):
 
 
 @needs_git
+@pytest.mark.parametrize("given", [[], ["."]])
+def test_an_osrl_that_scripts_import_in_place_of_the_patched_one_is_named(tmp_path, package, given):
+    # An editable installation would be on the path as it is here.
+    folder = checkout(tmp_path)
+    done = run(sys.executable, "-m", "osrl_unlearn", "patch", ".", cwd=folder, path=given + [package])
+    assert ("note: python imports osrl from {}".format(SITE) in done.stdout) is not bool(given)
+
+
+@needs_git
 def test_an_osrl_that_differs_is_refused_and_nothing_is_changed(tmp_path, capsys):
     folder = checkout(tmp_path)
     package = folder / "osrl" / "__init__.py"

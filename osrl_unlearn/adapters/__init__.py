@@ -35,18 +35,28 @@ def adapt(trainer, config=None):
         ", ".join(ADAPTERS.names()))] + problems)
 
 
+def candidates(config, weights, name=None):
+    """The adapter classes for an agent that has the settings ``config`` and networks called as in ``weights``.
+
+    ``name`` is the adapter's, if it is known.
+    """
+    networks = {key.split(".")[0] for key in weights}
+    for classes in ([ADAPTERS.load(name)],) if name is not None else (_builtin(), third_party()[0]):
+        found = [cls for cls in classes if cls.has_networks(networks) and not cls.missing_settings(config)]
+        if found:
+            return found
+    return []
+
+
 def build_for(config, weights, env, device="cpu", name=None):
     """Build the agent that has the settings ``config`` and the networks ``weights``, and load them.
 
     ``name`` is the adapter's, if it is known. Returns the adapter, or None if no adapter knows such an agent. Raises
     RunError for another architecture.
     """
-    networks = {key.split(".")[0] for key in weights}
-    for classes in ([ADAPTERS.load(name)],) if name is not None else (_builtin(), third_party()[0]):
-        built = [cls.build(config, env, device) for cls in classes
-                 if cls.has_networks(networks) and not cls.missing_settings(config)]
-        # Two agents can have networks of the same names; their layers differ.
-        for adapter in [a for a in built if set(a.model.state_dict()) == set(weights)] or built:
-            adapter.load_weights(weights)
-            return adapter
+    built = [cls.build(config, env, device) for cls in candidates(config, weights, name)]
+    # Two agents can have networks of the same names; their layers differ.
+    for adapter in [a for a in built if set(a.model.state_dict()) == set(weights)] or built:
+        adapter.load_weights(weights)
+        return adapter
     return None

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from typing import NamedTuple
 
 from osrl_unlearn import resources
@@ -119,7 +120,13 @@ def _git_apply(checkout, todo, reverse):
 
 def _mind_other_osrl(checkout):
     """The patch has no effect on a script that imports another copy of OSRL."""
-    spec = importlib.util.find_spec("osrl")
+    path = list(sys.path)
+    if path[0] in ("", os.getcwd()):
+        del sys.path[0]  # python -m puts it there, for this command only: scripts are in folders of their own
+    try:
+        spec = importlib.util.find_spec("osrl")
+    finally:
+        sys.path[:] = path
     used = os.path.realpath(os.path.dirname(os.path.dirname(spec.origin))) if spec and spec.origin else None
     if used != os.path.realpath(checkout):
         print("note: python imports osrl from {}; for the patched one: python -m pip install --no-deps -e {}".format(

@@ -10,7 +10,7 @@ from osrl_unlearn.files import check_writable
 from osrl_unlearn.options import assignments, parse
 from osrl_unlearn.registry import METHODS, load_named
 from osrl_unlearn.status import say
-from osrl_unlearn.unlearning import Trained, UnlearnConfig, run_unlearning
+from osrl_unlearn.unlearning import Trained, UnlearnConfig, check_request, run_unlearning
 
 
 def add_arguments(parser):
@@ -56,6 +56,7 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
     numbers = None if detecting or not config.forget else listed(config.forget)
     manifest = own_manifest(run_dir) if detecting or numbers else rundir.load_manifest(run_dir, config.forget)
     run = rundir.load(run_dir, device)
+    check_request(run.adapter, config, run.config["task"])
     data, ids = load_data(run, manifest, dataset)
     if numbers:
         manifest = ForgetManifest.of_trajectories(data, numbers, ids, task=run.config["task"],

@@ -48,6 +48,9 @@ class Detector(ABC):
         self.without = None  # trajectories that are known to be poisoned, bool [trajectories]: not to be learned from
         self.label = None  # what a progress bar calls the detector, if there is to be one
 
+    def check(self, adapter):
+        """Raise ConfigError if the detector cannot work with ``adapter``; None stands for no agent."""
+
     @abstractmethod
     def scores(self, data, index, seed, adapter=None, reward_scale=1.0, cost_scale=1.0):
         """How suspicious each row is. Shape [rows].

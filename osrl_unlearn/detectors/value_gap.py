@@ -23,12 +23,16 @@ class ValueGap(Detector):
     needs = frozenset({"agent"})
     floor = (3.0, 6.0)
 
-    def scores(self, data, index, seed, adapter=None, reward_scale=1.0, cost_scale=1.0):
-        """The larger gap of both critics. Shape [rows]."""
+    def check(self, adapter):
+        """The critics have to be of actions."""
         if adapter is None or "action_values" not in adapter.capabilities:
             raise ConfigError("the detector 'value_gap' needs a trained agent with critics of actions (BCQ-Lag, "
                               "BEAR-Lag or CPQ), got {}: choose another detector, or give the --run of such an "
                               "agent".format("none" if adapter is None else adapter.name))
+
+    def scores(self, data, index, seed, adapter=None, reward_scale=1.0, cost_scale=1.0):
+        """The larger gap of both critics. Shape [rows]."""
+        self.check(adapter)
         done = np.zeros(index.rows, bool)
         done[index.stops - 1] = True
         out = np.zeros(index.rows, np.float32)

@@ -14,6 +14,7 @@ from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.engine import check_seen
 from osrl_unlearn.errors import IncompatibleAgent, OsrlUnlearnError, RunError
+from osrl_unlearn.files import sha256_file
 from osrl_unlearn.hooks.patching import Patch, PatchSet
 from osrl_unlearn.hooks.reach import ENOUGH, columns_of
 from osrl_unlearn.hooks.records import Record, Training, equal
@@ -46,7 +47,7 @@ class Session:
         self.patch_set = PatchSet()
         self._started = os.getcwd()
         self._path = self._env = self._error = None
-        self._watched, self._warned = set(), set()
+        self._watched, self._warned, self._replaced = set(), set(), set()
         self._command = None  # see hooks/repeat.py
         self._skipped: List[str] = []
         self._inside = self._building = False  # a subclass calls what it overrides
@@ -122,13 +123,19 @@ class Session:
                 fingerprint(self._started), attack=attack, dataset=self.dataset)))
         marked = rundir.completed(folder) or {}
         folders = [os.path.normpath(os.path.join(folder, run)) for run in marked.get("runs", ())]
-        if (folders and all((rundir.completed(run) or {}).get("command") == self._command for run in folders)
+        if (folders and all(self._completed(run) for run in folders)
                 and marked.get("data", {}) == file_hashes(marked.get("data", {}))):
             say("{} is complete (.complete): it is not trained again; delete the folder to start anew".format(
                 ", ".join(folders)))
             self._skipped = folders
             raise Skipped
         rundir.complete(folder, None)
+
+    def _completed(self, folder):
+        """Whether this very command trained the agent that is in ``folder`` now: without our flags, any other can."""
+        marked, path = rundir.completed(folder) or {}, rundir.model_path(folder)
+        return (marked.get("command") == self._command and os.path.isfile(path)
+                and marked.get("model") == sha256_file(path))
 
     def _store(self, original, logger, tab=None, **values):
         original(logger, tab, **values)
@@ -253,8 +260,11 @@ class Session:
         if training.batch_size is None:
             training.batch_size = next((len(value) for value in columns.values() if hasattr(value, "__len__")), 1)
             if self.unlearn is not None:
+                from osrl_unlearn.unlearning import check_request
                 self._check_folder(training)
-                self._check_seen(self._adapter(training), training.record)
+                adapter = self._adapter(training)
+                check_request(adapter, self.unlearn, training.record.task)
+                self._check_seen(adapter, training.record)
         self._inside, started = True, time.perf_counter()
         try:
             return original(trainer, *args, **kwargs)
@@ -340,6 +350,9 @@ class Session:
 
     def _save_checkpoint(self, original, logger, suffix=None):
         self._check_trainer()
+        if logger.log_dir and logger.log_dir not in self._replaced:
+            self._replaced.add(logger.log_dir)
+            rundir.clear(logger.log_dir)
         original(logger, suffix)
         training = next((t for t in reversed(self.trainings) if getattr(t.trainer, "logger", None) is logger), None)
         record = training.record if training is not None and training.record is not None else self._record()
@@ -416,10 +429,12 @@ class Session:
     def _mark_complete(self, trained):
         """Mark what was trained, if all of it can be taken up again from its run directories."""
         folders = [training.folder for training in trained]
-        if self._command is not None and all(folders) and all(t.saved == t.updates for t in trained):
+        if (self._command is not None and all(folders) and all(t.saved == t.updates for t in trained)
+                and all(os.path.isfile(rundir.model_path(folder)) for folder in folders)):
             data = file_hashes({record.dataset for record in self.records if record.dataset})
             for folder in folders:
                 rundir.complete(folder, {"command": self._command, "data": data,
+                                         "model": sha256_file(rundir.model_path(folder)),
                                          "runs": [os.path.relpath(other, folder) for other in folders]})
 
     def _check_reached(self, training):
@@ -445,7 +460,7 @@ class Session:
                  "checked that they reach what the script trains")
 
     def _unlearn(self, training, progress):
-        from osrl_unlearn.unlearning import Trained, run_unlearning
+        from osrl_unlearn.unlearning import Trained, check_request, run_unlearning
         record, folder = training.record, training.folder
         if record is None:
             raise RunError("the script trained on data that did not come from pre_process_data(), so it is not known "
@@ -458,6 +473,7 @@ class Session:
             record = dataclasses.replace(record, manifest=self.forget)
         if self.detecting:
             from osrl_unlearn.detection import find_forget_set
+            check_request(adapter, self.unlearn, record.task)
             manifest, sentence = find_forget_set(
                 self.unlearn, folder, record.data, record.ids, adapter, true=record.manifest, task=record.task,
                 dataset=record.dataset, reward_scale=record.reward_scale, cost_scale=record.cost_scale,

@@ -99,6 +99,13 @@ class Method(ABC):
     def __init__(self, options=None):
         self.options = options if options is not None else self.Options()
 
+    def check(self, adapter):
+        """Raise IncompatibleAgent if the agent lacks what the method requires."""
+        missing = self.requires - adapter.capabilities
+        if missing:
+            raise IncompatibleAgent(adapter.name, ["the method '{}' needs {}".format(
+                self.name, ", ".join(sorted(missing)))])
+
     def prepare(self, ctx):
         """Called once before the first step of a fresh run."""
 
@@ -130,10 +137,7 @@ class Method(ABC):
         or as it was before if there is none.
         All randomness comes from ``ctx.seed``; the global torch generator is as before when this returns.
         """
-        missing = self.requires - ctx.adapter.capabilities
-        if missing:
-            raise IncompatibleAgent(ctx.adapter.name, ["the method '{}' needs {}".format(
-                self.name, ", ".join(sorted(missing)))])
+        self.check(ctx.adapter)
         with private_torch(ctx.seed, ctx.adapter.device):
             return _Run(self, ctx, resume).go()
 

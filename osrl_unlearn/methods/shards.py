@@ -32,6 +32,9 @@ class ShardsOptions:
     def __post_init__(self):
         if self.shards < 1:
             raise ValueError("shards must be at least 1, got {}".format(self.shards))
+        if self.previous and not os.path.isfile(_path(self.previous)):
+            raise ValueError("previous: no shards at {}; expected the folder of a result of this method".format(
+                _path(self.previous)))
 
 
 class Shards(Method):
