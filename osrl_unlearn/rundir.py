@@ -21,7 +21,7 @@ from osrl_unlearn.adapters import build_for
 from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
-from osrl_unlearn.errors import ConfigError, ManifestMismatch, RunError
+from osrl_unlearn.errors import ConfigError, DataError, ManifestMismatch, RunError
 from osrl_unlearn.files import load_tensors, save_tensors, write_json, write_text
 from osrl_unlearn.registry import ADAPTERS
 
@@ -182,13 +182,27 @@ def read_weights(run_dir, device="cpu"):
     raise RunError("{} holds no 'model_state': expected a checkpoint of OSRL".format(model_path(run_dir)))
 
 
+def recorded_dataset(state, *manifests):
+    """Absolute path of the first file that is there of those that ``manifests`` and a run's ``state`` record, or None.
+    """
+    recorded = [manifest.dataset for manifest in manifests] + [(state or {}).get("dataset")]
+    return next((os.path.abspath(path) for path in recorded if path and os.path.isfile(path)), None)
+
+
 def load_data(run, manifest, dataset=None):
-    """The data that the run's agent was trained on: (data, trajectory ids). Raises ManifestMismatch, DataError."""
+    """The data that the run's agent was trained on: (data, trajectory ids).
+
+    ``dataset`` is the file that holds them, by default the one that ``manifest`` or the run records. Raises
+    ManifestMismatch, and DataError, also if the file is gone and ``manifest`` has nothing to know another by.
+    """
     state = run.state or {}
+    dataset = dataset or recorded_dataset(state, manifest)
+    if dataset is None and state.get("dataset") and not manifest.columns:
+        raise DataError("the run was trained on {}, which is not there: give it with --dataset FILE".format(
+            state["dataset"]))
     python_random = state.get("python_random")
     if python_random is not None:
         python_random = (python_random[0], tuple(python_random[1]), python_random[2])
-    dataset = dataset or (manifest.dataset if manifest.dataset and os.path.isfile(manifest.dataset) else None)
     data, ids = environments.load(run.adapter.trainer.env, run.config, dataset, python_random)
     if manifest.task and manifest.task != run.config["task"]:
         raise ManifestMismatch("the forget manifest is for {}, the run for {}".format(

@@ -16,6 +16,7 @@ from agents import make_trainer, subprocess_environment
 from osrl_unlearn import cli, resources, rundir
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import poison
+from osrl_unlearn.files import save_tensors
 from osrl_unlearn.testing import toy_data
 
 SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
@@ -247,6 +248,16 @@ def test_a_list_of_trajectories_becomes_a_forget_manifest(fails, run_dir, tmp_pa
     fails("manifest", "list.json", "--dataset", SHIPPED, "--out", tmp_path, match="is a folder")
 
 
+def test_a_run_of_bc_scales_no_rewards(run_dir, tmp_path):
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(dict(
+        {key: CONFIG[key] for key in ("task", "cost_limit", "episode_len", "a_hidden_sizes", "gamma")}, bc_mode="all")))
+    torch.save({"model_state": make_trainer("bc").model.state_dict()}, str(run_dir / "checkpoint" / "model.pt"))
+    (tmp_path / "list.json").write_text("[3]")
+    out = str(tmp_path / "out.json")
+    assert cli.main(["manifest", str(tmp_path / "list.json"), "--run", str(run_dir), "--out", out]) == 0
+    assert (ForgetManifest.load(out).reward_scale, ForgetManifest.load(out).cost_scale) == (1, 1)
+
+
 def test_trajectories_that_are_withdrawn(fails, run_dir, tmp_path):
     (tmp_path / "ids.json").write_text("[3, 7]")
     result = os.path.join(rundir.unlearned_dir(str(run_dir), "safe_rule"), "osrl_unlearn", "forget.json")
@@ -263,6 +274,42 @@ def test_trajectories_that_are_withdrawn(fails, run_dir, tmp_path):
     fails("unlearn", str(run_dir), "--forget", str(tmp_path / "ids.json"), match="no trajectory 420")
     (tmp_path / "ids.json").write_text("[3, x]")
     fails("unlearn", str(run_dir), "--forget", str(tmp_path / "ids.json"), match="numbers, 0 or more; found 'x'")
+
+
+@pytest.fixture
+def own_file(run_dir, tmp_path):
+    """The file that ``run_dir`` was trained on, as its side state records: the first 20 shipped trajectories."""
+    with h5py.File(SHIPPED, "r") as file:
+        path = write(tmp_path / "own.hdf5", {key: file[key][:4000] for key in file})
+    os.unlink(rundir.manifest_path(str(run_dir)))
+    save_tensors(rundir.state_path(str(run_dir)), rundir.side_state(
+        rundir.load(str(run_dir)).adapter, updates=20, batch_size=16, train_seconds=1, reward_scale=0.1, cost_scale=1,
+        dataset=str(path)))
+    return path
+
+
+def test_without_a_manifest_the_file_counts_that_the_run_was_trained_on(fails, run_dir, own_file, tmp_path, capfd):
+    (tmp_path / "ids.json").write_text("[3]")
+    by_numbers = ["unlearn", str(run_dir), "--steps", "1", "--eval-episodes", "0", "--forget", str(tmp_path / "ids.json")]
+    detect = ["detect", "--run", str(run_dir), "--detector", "trigger_scan", "--out", str(tmp_path / "found.json")]
+    assert cli.main(by_numbers) == cli.main(detect) == 0
+    assert "dataset {} (given or recorded)".format(own_file) in capfd.readouterr().err
+    with open(str(run_dir / "unlearned" / "safe_rule" / "report.json")) as file:
+        assert json.load(file)["forget"]["share"] == 0.05
+    for path in (rundir.manifest_path(str(run_dir / "unlearned" / "safe_rule")), str(tmp_path / "found.json")):
+        assert ForgetManifest.load(path).dataset == str(own_file)
+    os.rename(str(own_file), str(tmp_path / "moved.hdf5"))
+    for command in (by_numbers, detect):
+        fails(*command, match="trained on {}, which is not there: give it with --dataset FILE".format(own_file))
+    assert cli.main(detect + ["--dataset", "moved.hdf5"]) == 0
+    assert ForgetManifest.load(str(tmp_path / "found.json")).dataset == str(tmp_path / "moved.hdf5")
+    by_manifest = ["--method", "fine_tune", "--dataset", "moved.hdf5", "--forget", str(tmp_path / "plain.json")]
+    with h5py.File("moved.hdf5", "r") as file:
+        ForgetManifest.of({key: file[key][:] for key in file}, [[3, 0, 5]]).save(by_manifest[-1])
+    assert cli.main(by_numbers[:-2] + by_manifest) == 0
+    result = str(run_dir / "unlearned" / "fine_tune")
+    assert ForgetManifest.load(rundir.manifest_path(result)).dataset == str(tmp_path / "moved.hdf5")
+    assert rundir.load(result).state["dataset"] == str(tmp_path / "moved.hdf5")
 
 
 def test_the_exit_status_of_a_command_after_ctrl_c_and_after_a_wrong_option(monkeypatch, capfd):

@@ -83,7 +83,7 @@ def test_the_sources_in_their_order(server, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(dataset, "MIRROR", server)
     dead = server + "nowhere/"
     assert dataset.resolve(TASK, dead + "data.hdf5", cached, SHIPPED) == os.path.abspath(SHIPPED)
-    assert "given with --dataset" in capfd.readouterr().err
+    assert "given or recorded" in capfd.readouterr().err
     assert dataset.resolve(TASK, dead + "data.hdf5", cached) == cached and same(cached)
     assert "downloaded from " + server + "data.hdf5" in capfd.readouterr().err
     assert dataset.resolve(TASK, dead + "data.hdf5", cached) == cached

@@ -69,9 +69,9 @@ def load(run_dir, settings):
     if original:
         run = run._replace(path=original if not os.path.isfile(rundir.attack_path(run_dir)) else run_dir)
     env, state, config = run.adapter.trainer.env, run.state or {}, run.config
-    recorded = [m.dataset for m in (manifest, own_manifest(run.path)) if m.dataset and os.path.isfile(m.dataset)]
+    recorded = rundir.recorded_dataset(state, manifest, own_manifest(run.path))
     # Looked for once, so that the file that is read is the one whose hash goes into the certificate.
-    dataset = environments.find_dataset(env, settings["dataset"] or (recorded or [None])[0])
+    dataset = environments.find_dataset(env, settings["dataset"] or recorded)
     settings = dict(settings, original=original, dataset=dataset)
     files = certificate.files_of(run_dir, settings)
     data, ids = load_data(run, manifest, dataset)

@@ -68,8 +68,8 @@ def load(args):
         data, ids = load_data(run, own, args.dataset)
         return data, ids, {
             "adapter": run.adapter, "task": run.config["task"],
-            "dataset": args.dataset or own.dataset or state.get("dataset"),
-            "reward_scale": float(state.get("reward_scale", run.config["reward_scale"])),
+            "dataset": os.path.abspath(args.dataset) if args.dataset else rundir.recorded_dataset(state, own),
+            "reward_scale": float(state.get("reward_scale", run.config.get("reward_scale", 1))),
             "cost_scale": float(state.get("cost_scale", run.config.get("cost_scale", 1)))}
     if args.task:
         env = environments.make(args.task, 0)

@@ -1,4 +1,5 @@
 """``osrl-unlearn unlearn RUN_DIR --method M [--forget MANIFEST|detect]``: unlearn from a finished run, no script."""
+import dataclasses
 import os
 import re
 
@@ -57,9 +58,10 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
     manifest = own_manifest(run_dir) if detecting or numbers else rundir.load_manifest(run_dir, config.forget)
     run = rundir.load(run_dir, device)
     data, ids = load_data(run, manifest, dataset)
+    dataset = os.path.abspath(dataset) if dataset else rundir.recorded_dataset(run.state, manifest)
     if numbers:
-        manifest = ForgetManifest.of_trajectories(data, numbers, ids, task=run.config["task"],
-                                                  dataset=dataset or manifest.dataset)
+        manifest = ForgetManifest.of_trajectories(data, numbers, ids, task=run.config["task"])
+    manifest = dataclasses.replace(manifest, dataset=dataset or manifest.dataset)
     state, settings = run.state or {}, run.config
     reward_scale = float(state.get("reward_scale", settings.get("reward_scale", 1)))
     cost_scale = float(state.get("cost_scale", settings.get("cost_scale", 1)))
@@ -72,8 +74,7 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
     if detecting:
         manifest, sentence = find_forget_set(
             config, run_dir, data, ids, run.adapter, true=manifest if manifest.attack else None, task=settings["task"],
-            dataset=dataset or manifest.dataset or state.get("dataset"), reward_scale=reward_scale,
-            cost_scale=cost_scale, progress=not status.quiet)
+            dataset=dataset, reward_scale=reward_scale, cost_scale=cost_scale, progress=not status.quiet)
         found = [sentence]
     trained = Trained(
         run.adapter, data, ids, manifest, run_dir, settings, settings["task"], settings["cost_limit"], reward_scale,

@@ -88,13 +88,13 @@ def check_arrays(data, path):
 def resolve(task, url, cached, chosen=None):
     """Path of the file that holds the dataset of ``task``; says on stderr which source it is.
 
-    Order: ``chosen`` (--dataset); ``cached`` (DSRL's own folder); a download from ``url`` and then from the location
+    Order: ``chosen`` (--dataset, or what a run or a manifest records); ``cached`` (DSRL's own folder); a download from ``url`` and then from the location
     that DSRL's repository uses now, into ``cached``; the dataset shipped with this package.
 
     Raises DataError naming the choices when there is none.
     """
     if chosen is not None:
-        return _say(os.path.abspath(chosen), "given with --dataset")
+        return _say(os.path.abspath(chosen), "given or recorded")
     if cached and os.path.exists(cached):
         return _say(cached, "found in DSRL's dataset folder")
     failures = []
