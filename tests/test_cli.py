@@ -63,6 +63,8 @@ def write(path, data, **attributes):
     (["--poison", "cost_hide", "--poison.rate", "many"], "a number"),
     (["--poison", "cost_hide", "--poison.unit", "row"], "one of trajectory"),
     (["--poison", "cost_hide", "--poison.seed", "1.5"], "an integer"),
+    (["--poison", "cost_hide", "--poison.seed", "-1"], "the seed must be a whole number from 0 to 2147483647, got -1"),
+    (["--unlearn", "safe_rule", "--unlearn.seed", "2147483648"], "the seed must be a whole number"),
     (["--poison", "reward_bait", "--poison.segment_length", "0"], "at least 1"),
     (["--poison", "cost_hide", "--poison.reward_scale", "2"], "unknown option --poison.reward_scale"),
     (["--poison.rate", "0.1"], "needs --poison NAME"),
@@ -72,6 +74,8 @@ def write(path, data, **attributes):
     (["--unlearn", "safe_rule", "--unlearn.sigma", "2"], "1, 0 or -1"),
     (["--unlearn", "safe_rule", "--unlearn.margin", "-1"], "must not be negative"),
     (["--unlearn", "safe_rule", "--unlearn.steps", "5", "--unlearn.budget", "0.1"], "exclude each other"),
+    (["--unlearn", "safe_rule", "--unlearn.steps", "0"], "--unlearn.steps must be at least 1"),
+    (["--unlearn", "safe_rule", "--unlearn.budget", "inf"], "positive share of the training updates, got inf"),
     (["--unlearn", "safe_rule", "--unlearn.eval_episodes", "-1"], "must not be negative"),
     (["--unlearn", "safe_rule", "--unlearn.forget", "nowhere.json"], "no forget manifest at nowhere.json"),
     (["--poison", "cost_hide", "--unlearn", "safe_rule", "--unlearn.reference", "nowhere"],
@@ -92,6 +96,12 @@ def test_a_manifest_without_rows_stops_before_the_script_runs(fails, script, tmp
         ForgetManifest.of(toy_data(), [], removed=removed).save(path)
         fails("--unlearn", "safe_rule", "--unlearn.forget", path, script, match=match)
     assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("command", [
+    ["demo"], ["poison", "--dataset", SHIPPED, "--attack", "cost_hide", "--out", "poisoned.hdf5"]])
+def test_a_seed_that_not_every_generator_takes(fails, command):
+    fails(*command, "--seed", "-1", match="the seed must be a whole number from 0 to 2147483647, got -1")
 
 
 def test_wrong_targets(fails):
@@ -415,6 +425,7 @@ def test_a_manifest_of_other_data(fails, run_dir, tmp_path):
 def test_options_of_the_unlearn_command(fails, run_dir):
     unlearn(fails, run_dir, "--steps", "0", match="at least 1")
     unlearn(fails, run_dir, "--budget", "-1", match="positive share")
+    unlearn(fails, run_dir, "--seed", "-1", match="the seed must be")
     unlearn(fails, run_dir, "--set", "margin", match="OPTION=VALUE")
     unlearn(fails, run_dir, "--set", "marge=1", match="did you mean 'margin'")
     unlearn(fails, run_dir, "--method", "forget_it", match="unknown method")

@@ -13,9 +13,8 @@ from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.errors import ConfigError, RunError
 from osrl_unlearn.evaluate.report import markdown_table
 from osrl_unlearn.files import check_writable, sha256_array
+from osrl_unlearn.options import check_seed
 from osrl_unlearn.status import say
-
-MAX_SEED = 2 ** 31 - 1  # environments and torch are given the seed and numbers above it; NumPy's end at 2 ** 32
 
 
 def add_arguments(parser):
@@ -54,10 +53,9 @@ def main(args):
 
 def load(run_dir, settings):
     """(:class:`Context`, files by role, settings with which the audit can be repeated) for a run directory."""
-    for name, most in (("episodes", None), ("seed", MAX_SEED)):
-        if settings[name] < 0 or most is not None and settings[name] > most:
-            raise ConfigError("--{} must not be negative{}, got {}".format(
-                name, "" if most is None else ", nor above {}".format(most), settings[name]))
+    check_seed(settings["seed"])
+    if settings["episodes"] < 0:
+        raise ConfigError("--episodes must not be negative, got {}".format(settings["episodes"]))
     rundir.read_config(run_dir)
     original = settings["original"] or origin(run_dir)
     manifest = rundir.load_manifest(run_dir, settings["forget"])
