@@ -120,6 +120,7 @@ def test_an_agent_without_an_adapter_is_refused_before_its_script_runs(fails, tm
     (lambda d: d.pop("costs"), "lacks the dataset costs"),
     (lambda d: d.update(rewards=d["rewards"][:-1]), "'rewards' has shape"),
     (lambda d: d.update(actions=d["actions"][:, 0]), "'actions' has shape"),
+    (lambda d: d.update(timeouts=d["timeouts"][:, None]), "'timeouts' has shape"),
     (lambda d: d.update(costs=np.array([b"x"] * len(d["costs"]))), "'costs' has dtype"),
     (lambda d: {k: d.update({k: d[k][:0]}) for k in list(d)}, "has shape"),
 ])
@@ -256,6 +257,20 @@ def test_a_list_of_trajectories_becomes_a_forget_manifest(fails, run_dir, tmp_pa
     fails("manifest", "nowhere.txt", "--dataset", SHIPPED, *out, match="cannot be read (No such file")
     fails("manifest", "list.json", *out, match="trajectories of what?")
     fails("manifest", "list.json", "--dataset", SHIPPED, "--out", tmp_path, match="is a folder")
+
+
+def test_a_manifest_of_a_file_has_the_hashes_of_what_dsrl_reads(fails, tmp_path, capfd):
+    (tmp_path / "list.json").write_text("[3]")
+    with h5py.File(SHIPPED, "r") as file:  # of double precision, and recording stopped before the last end
+        data = {key: file[key][:1990].astype(np.float64 if file[key].dtype.kind == "f" else bool) for key in file}
+    for name, attributes in (("says.hdf5", {"task": CONFIG["task"]}), ("silent.hdf5", {})):
+        path = str(write(tmp_path / name, data, **attributes))
+        assert cli.main(["manifest", "list.json", "--dataset", path, "--out", name + ".json"]) == 0
+        assert cli.main(["verify", name + ".json", "--task", CONFIG["task"]]) == 0
+    assert "names 1 trajectories, 200 of 1,800 rows" in capfd.readouterr().out
+    assert cli.main(["verify", "says.hdf5.json"]) == 0
+    fails("verify", "silent.hdf5.json", match="records no task, so its dataset cannot be read: give --task TASK")
+    fails("verify", "says.hdf5.json", "--task", "OfflineCarRun-v0", match="says.hdf5.json is for OfflineBallCircle-v0")
 
 
 def test_a_run_of_bc_scales_no_rewards(run_dir, tmp_path):

@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 
 from osrl_unlearn import environments, rundir, status
 from osrl_unlearn.commands.unlearn import load_data, own_manifest
-from osrl_unlearn.data.dataset import check_arrays, check_file, read_columns
+from osrl_unlearn.data.dataset import check_arrays, check_file, read_columns, task_of
 from osrl_unlearn.data.manifest import ForgetManifest
+from osrl_unlearn.data.stream import FLOATS
 from osrl_unlearn.detection import check_fdr, describe, detect, make_detector
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.evaluate.report import GREY, VERMILLION, format_table
@@ -78,9 +79,14 @@ def load(args):
         data, ids = environments.load(env, {"task": args.task}, path)
         return data, ids, {"task": args.task, "dataset": path}
     check_file(args.dataset)
-    data = read_columns(args.dataset)
+    # As DSRL reads them, without the rows after the last end: the manifest hashes what agents are trained on.
+    with np.errstate(over="ignore"):
+        data = {name: column.astype(np.float32, copy=False) if name in FLOATS else column
+                for name, column in read_columns(args.dataset).items()}
     check_arrays(data, args.dataset)
-    return data, None, {"dataset": os.path.abspath(args.dataset)}
+    rows = np.flatnonzero(data["terminals"].astype(bool) | data["timeouts"].astype(bool))[-1] + 1
+    return {name: column[:rows] for name, column in data.items()}, None, {
+        "dataset": os.path.abspath(args.dataset), "task": task_of(args.dataset)}
 
 
 def show(manifest, path, figure=None):

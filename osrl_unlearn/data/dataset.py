@@ -31,21 +31,20 @@ def check_file(path, task=None, observation_shape=None, action_shape=None):
                     path, "" if len(missing) == 1 else "s", ", ".join(missing), ", ".join(REQUIRED)))
             shapes = {key: file[key].shape for key in REQUIRED}
             kinds = {key: file[key].dtype for key in REQUIRED}
-            made_for = file.attrs.get("task")
+        made_for = task_of(path)
     except OSError as error:
         raise DataError("{} is not a readable HDF5 file, perhaps truncated ({}): delete it or give another with "
                         "--dataset".format(path, str(error).splitlines()[0][:120]))
     rows = shapes["observations"][0] if shapes["observations"] else 0
     for key, shape in shapes.items():
         columns = 2 if key in MATRICES else 1
-        flat = shape[:1] if len(shape) == 2 and shape[1] == 1 and columns == 1 else shape
+        # DSRL makes the others flat, but not 'timeouts', and would then compare each of these with each terminal.
+        flat = shape[:1] if len(shape) == 2 and shape[1] == 1 and columns == 1 and key != "timeouts" else shape
         if len(flat) != columns or flat[0] != rows or not rows:
             raise DataError("{}: '{}' has shape {}, expected {} with the same number of rows everywhere".format(
                 path, key, shape, "[rows, dim]" if columns == 2 else "[rows]"))
         if kinds[key].kind not in "fiub":
             raise DataError("{}: '{}' has dtype {}, expected numbers".format(path, key, kinds[key]))
-    if isinstance(made_for, bytes):
-        made_for = made_for.decode()
     wrong = (task and made_for and made_for != task) or any(
         expected is not None and shapes[key][1:] != tuple(expected)
         for key, expected in (("observations", observation_shape), ("actions", action_shape)))
@@ -53,6 +52,14 @@ def check_file(path, task=None, observation_shape=None, action_shape=None):
         raise DataError("{} is not a dataset of {}: it was made for {}, with observations {} and actions {}".format(
             path, task or "this task", made_for or "another task", list(shapes["observations"][1:]),
             list(shapes["actions"][1:])))
+
+
+def task_of(path):
+    """The task that an HDF5 file says it was made for, or None."""
+    with h5py.File(path, "r") as file:
+        made_for = file.attrs.get("task")
+    made_for = made_for.decode() if isinstance(made_for, bytes) else made_for
+    return made_for if isinstance(made_for, str) else None
 
 
 def read_columns(path):
