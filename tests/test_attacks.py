@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from agents import QUICK, subprocess_environment
+from agents import QUICK, make_trainer, subprocess_environment
 
 from osrl_unlearn import cli, rundir, surrogate
+from osrl_unlearn.adapters import adapt
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import make_attack, poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
@@ -289,6 +290,8 @@ def test_a_reckless_agent_from_a_run_directory(tmp_path):
     run = make_run(tmp_path / "mild", surrogate.fit(mild, 150, seed=0))
     with pytest.raises(ConfigError, match="'baffle' is not trained or not reckless"):
         poisoned("baffle", data, options={"surrogate": run})
+    with pytest.raises(ConfigError, match="--poison.surrogate holds bc, which has no policy .*: give a BCQ-Lag"):
+        surrogate.check_imitates(adapt(make_trainer("bc")), toy_data(), "baffle")
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS.builtins))
