@@ -96,7 +96,9 @@ def listed(path):
 
 def numbers_in(text, path):
     """Trajectory numbers separated by commas or white space, perhaps in brackets, sorted. Raises ConfigError."""
-    words = re.split(r"[\s,]+", text.strip().strip("[]").strip(" \n,"))
+    text = text.strip()
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    words = re.split(r"[\s,]+", inner.strip(" \n,"))
     wrong = next((word for word in words if not word.isdecimal()), None)
     if wrong is not None:
         raise ConfigError("{}: expected a forget manifest, or trajectory numbers, 0 or more; found {!r}".format(
