@@ -90,6 +90,13 @@ def test_wrong_flags_stop_before_the_script_runs(fails, script, tmp_path, flags,
     assert not (tmp_path / "it_ran").exists()
 
 
+@pytest.mark.parametrize("task, match", [
+    ("SafetyBallCircle-v0", "is no task of DSRL: did you mean 'OfflineBallCircle-v0'"),
+    ("CartPole-v1", "is no task of DSRL: known: OfflineAntCircle-v0")])
+def test_a_task_that_is_not_dsrls(fails, task, match):
+    fails("detect", "--task", task, "--out", "found.json", match="'{}' {}".format(task, match))
+
+
 def test_a_manifest_without_rows_stops_before_the_script_runs(fails, script, tmp_path):
     for name, removed, match in (("none", None, "names no rows"), ("removed", [[0, 0, 5]], "only removed rows")):
         path = str(tmp_path / (name + ".json"))
@@ -248,10 +255,12 @@ def test_a_list_of_trajectories_becomes_a_forget_manifest(fails, run_dir, tmp_pa
     assert cli.main([str(arg) for arg in by_file]) == 0
     assert ForgetManifest.load(str(tmp_path / "by_file.json")).spans == manifest.spans
     (tmp_path / "words.txt").write_text("3, seven")
+    (tmp_path / "spans.json").write_text("[[1, 0, 5]]")
     (tmp_path / "high.txt").write_text("3 420")
     (tmp_path / "empty.txt").write_text("")
     out = ["--out", "new.json"]
     fails("manifest", "words.txt", "--dataset", SHIPPED, *out, match="found 'seven'")
+    fails("manifest", "spans.json", "--dataset", SHIPPED, *out, match="found '[1'")
     fails("manifest", "empty.txt", "--dataset", SHIPPED, *out, match="found ''")
     fails("manifest", "high.txt", "--dataset", SHIPPED, *out, match="no trajectory 420: theirs are 420 of 0 to 419")
     fails("manifest", "nowhere.txt", "--dataset", SHIPPED, *out, match="cannot be read (No such file")
