@@ -10,6 +10,7 @@ from tqdm import tqdm
 from osrl_unlearn import resources, status
 from osrl_unlearn.data.poison import REQUIRED
 from osrl_unlearn.errors import DataError
+from osrl_unlearn.files import locked
 from osrl_unlearn.status import say
 
 # Where DSRL's repository points to since its first server has been unreliable; PyPI's dsrl 0.1.0 does not know it.
@@ -32,7 +33,7 @@ def check_file(path, task=None, observation_shape=None, action_shape=None):
             shapes = {key: file[key].shape for key in REQUIRED}
             kinds = {key: file[key].dtype for key in REQUIRED}
         made_for = task_of(path)
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError) as error:  # h5py raises any of them for a broken file
         raise DataError("{} is not a readable HDF5 file, perhaps truncated ({}): delete it or give another with "
                         "--dataset".format(path, str(error).splitlines()[0][:120]))
     rows = shapes["observations"][0] if shapes["observations"] else 0
@@ -102,14 +103,14 @@ def resolve(task, url, cached, chosen=None):
     """
     if chosen is not None:
         return _say(os.path.abspath(chosen), "given or recorded")
+    found = "found in DSRL's dataset folder"
     if cached and os.path.exists(cached):
-        return _say(cached, "found in DSRL's dataset folder")
+        return _say(cached, found)
     failures = []
     if url:
         for source in dict.fromkeys([url, MIRROR + os.path.basename(url)]):
             try:
-                download(source, cached)
-                return _say(cached, "downloaded from " + source)
+                return _say(cached, "downloaded from " + source if download(source, cached) else found)
             except (OSError, DataError) as error:
                 failures.append("{}: {}".format(source, getattr(error, "reason", None) or error))
     shipped = os.path.join(resources.folder("datasets"), SHIPPED.get(task, ""))
@@ -128,17 +129,30 @@ def _say(path, source):
 
 
 def download(url, path):
-    """Fetch ``url`` to ``path``: resumed where an earlier try stopped, in place only when complete and readable."""
+    """Fetch ``url`` to ``path``: resumed where an earlier try stopped, in place only when complete and readable.
+
+    Returns False if another process has fetched it meanwhile. Raises OSError, DataError.
+    """
+    with locked(path):
+        if os.path.exists(path):
+            return False
+        _fetch(url, path)
+    return True
+
+
+def _fetch(url, path):
     part = path + ".part"
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     have = os.path.getsize(part) if os.path.exists(part) else 0
     request = urllib.request.Request(url, headers={"Range": "bytes={}-".format(have)} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing is left to fetch
+        if error.code != 416 or not have:
             raise
-        response = None
+        response, size = None, (error.headers.get("Content-Range") or "*").rpartition("/")[2]
+        if size not in ("*", str(have)):
+            os.unlink(part)  # it is of another file
+            return _fetch(url, path)
     if response is not None:
         with response:
             resumed = response.status == 206
