@@ -41,6 +41,11 @@ def attack_path(run_dir, folder=FOLDER):
     return os.path.join(run_dir, folder, "attack.pt")
 
 
+def attack_file(run_dir):
+    """The file at :func:`attack_path` of a run, or of the nearest that it was unlearned from; None without one."""
+    return next((path for path in map(attack_path, lineage(run_dir)) if os.path.isfile(path)), None)
+
+
 def state_path(run_dir, suffix=None):
     """Where a run's side state is; ``suffix`` as in OSRL's ``model_best.pt``."""
     return os.path.join(run_dir, FOLDER, "state{}.pt".format("" if suffix is None else "_{}".format(suffix)))
@@ -76,6 +81,21 @@ def complete(folder, settings):
 def unlearned_dir(run_dir, method):
     """Where the result of a method goes."""
     return os.path.join(run_dir, "unlearned", method)
+
+
+def origin(run_dir):
+    """The run directory that RUN_DIR/unlearned/METHOD is in, or None."""
+    parent = os.path.dirname(os.path.abspath(run_dir))
+    folder = os.path.dirname(parent)
+    return folder if os.path.basename(parent) == "unlearned" and os.path.isfile(
+        os.path.join(folder, "config.yaml")) else None
+
+
+def lineage(run_dir):
+    """A run directory and those that its agent was unlearned from, the nearest first."""
+    while run_dir is not None:
+        yield run_dir
+        run_dir = origin(run_dir)
 
 
 def side_state(adapter, *, updates, batch_size, train_seconds, reward_scale, cost_scale, dataset=None,
@@ -211,8 +231,8 @@ def load_data(run, manifest, dataset=None):
         try:
             manifest.verify(data)  # a file that is poisoned already
         except ManifestMismatch:
-            path = attack_path(run.path)
-            again = repeat_attack(data, manifest, ids, load_tensors(path) if os.path.isfile(path) else None)
+            path = attack_file(run.path)
+            again = repeat_attack(data, manifest, ids, path and load_tensors(path))
             return again.data, again.ids
         return data, ids
     manifest.verify(data)

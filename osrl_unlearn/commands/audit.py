@@ -57,7 +57,7 @@ def load(run_dir, settings):
     if settings["episodes"] < 0:
         raise ConfigError("--episodes must not be negative, got {}".format(settings["episodes"]))
     rundir.read_config(run_dir)
-    original = settings["original"] or origin(run_dir)
+    original = settings["original"] or rundir.origin(run_dir)
     manifest = rundir.load_manifest(run_dir, settings["forget"])
     run = rundir.load(run_dir, settings["device"])
     for note in run.notes:
@@ -108,14 +108,6 @@ def _trajectories(data, ids):
     index = TrajectoryIndex(data, ids)
     return {(sha256_array(data["observations"][a:b]), sha256_array(data["actions"][a:b]))
             for a, b in zip(index.starts, index.stops)}
-
-
-def origin(run_dir):
-    """The run directory that RUN_DIR/unlearned/METHOD is in, or None."""
-    parent = os.path.dirname(os.path.abspath(run_dir))
-    folder = os.path.dirname(parent)
-    return folder if os.path.basename(parent) == "unlearned" and os.path.isfile(
-        os.path.join(folder, "config.yaml")) else None
 
 
 def _agent(run, folder, device):

@@ -116,13 +116,15 @@ def own_manifest(run_dir):
 def load_data(run, manifest, dataset=None):
     """The data that the agent was trained on, (data, ids), checked against ``manifest``.
 
-    A manifest that does not know how they were poisoned, such as a detected one, leaves that to the run's own.
+    A manifest that does not know how they were poisoned, such as a detected one, leaves that to the run's own, or to
+    that of the run that an unlearned agent came from.
     """
     try:
         return rundir.load_data(run, manifest, dataset)
     except ManifestMismatch:
-        own = own_manifest(run.path)
-        if manifest.attack is not None or own.attack is None:
+        attacked = (own for own in map(own_manifest, rundir.lineage(run.path)) if own.attack is not None)
+        own = next(attacked, None) if manifest.attack is None else None
+        if own is None:
             raise
     data, ids = rundir.load_data(run, own, dataset)
     manifest.verify(data)

@@ -1,7 +1,7 @@
 """``osrl-unlearn verify MANIFEST|CERTIFICATE``: does it belong to its dataset, or to its files?"""
 import os
 
-from osrl_unlearn import environments
+from osrl_unlearn import environments, rundir
 from osrl_unlearn.audit.certificate import code, is_certificate, verify
 from osrl_unlearn.audit.signature import signature_path, signer
 from osrl_unlearn.commands.audit import repeat
@@ -72,7 +72,9 @@ def _certificate(args):
 
 def _attack_state(manifest):
     """What the attack learned, from where --poison and ``osrl-unlearn poison`` put it; None if there is nothing."""
-    for path in (os.path.splitext(manifest)[0] + ".attack.pt", os.path.join(os.path.dirname(manifest), "attack.pt")):
-        if os.path.isfile(path):
+    folder = os.path.dirname(os.path.abspath(manifest))
+    for path in (os.path.splitext(manifest)[0] + ".attack.pt", os.path.join(folder, "attack.pt"),
+                 rundir.attack_file(os.path.dirname(folder))):
+        if path and os.path.isfile(path):
             return load_tensors(path)
     return None
