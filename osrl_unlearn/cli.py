@@ -212,8 +212,6 @@ def _session(ours):
         parse(cls.Options, options, "--unlearn.")
         unlearn = parse(UnlearnConfig, dict(common, method=cls.name), "--unlearn.")
         unlearn.options = options
-        if unlearn.steps is not None and unlearn.budget is not None:
-            raise ConfigError("--unlearn.steps and --unlearn.budget exclude each other: give one")
     if source is not None:
         if attack is not None:
             raise ConfigError("--poison has no effect on a finished run: leave it out with --unlearn.from")
@@ -250,6 +248,8 @@ class PoisonSettings:
 
     def __post_init__(self):
         from osrl_unlearn.data.trajectories import UNITS
+        from osrl_unlearn.options import check_seed
+        check_seed(self.seed)
         if not 0 <= self.rate <= 1:
             raise ValueError("rate must be a share between 0 and 1, got {}".format(self.rate))
         if self.unit not in UNITS:

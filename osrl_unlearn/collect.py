@@ -19,6 +19,7 @@ from osrl_unlearn import environments, status
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem
 from osrl_unlearn.files import atomic_path, check_writable
 from osrl_unlearn.hooks import compat
+from osrl_unlearn.options import check_seed
 
 # Agent class, its settings and those of its updates. The Lagrangian gains and the ten episodes for each update are
 # those of FSRL's own collection script; the larger steps make do with some hundred thousand environment steps.
@@ -110,8 +111,7 @@ def _check_options(out, trajectories, steps, cost_limits, algorithm, seed):
         raise ConfigError("--cost-limits is {}; expected one or more numbers of at least 0".format(list(cost_limits)))
     if algorithm not in ALGORITHMS:
         raise ConfigError("no algorithm is called {!r}; choose {}".format(algorithm, " or ".join(sorted(ALGORITHMS))))
-    if not 0 <= seed < 2**32:
-        raise ConfigError("--seed is {}; expected 0 to {}".format(seed, 2**32 - 1))
+    check_seed(seed)
     if os.path.isdir(out):
         raise ConfigError("--out {} is a folder: give a file".format(out))
     check_writable(os.path.dirname(os.path.abspath(out)))

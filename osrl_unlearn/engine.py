@@ -1,5 +1,6 @@
 """Unlearning as a library call: an OSRL trainer, its data, and what to forget."""
 import dataclasses
+import math
 import time
 from typing import Any, Callable, Dict, List, Optional
 
@@ -39,21 +40,24 @@ def make_method(name, options=None):
     return cls(parse(cls.Options, options or {}, "--unlearn."))
 
 
-def budget_steps(method, training_updates, steps=None, budget=None):
-    """Number of updates: ``steps``, or ``budget`` as a share of the training's updates. Raises ConfigError."""
+def check_budget(steps=None, budget=None):
+    """Raise ConfigError if both are given, or one that cannot be spent."""
     if steps is not None and budget is not None:
         raise ConfigError("--unlearn.steps and --unlearn.budget exclude each other: give one")
-    if steps is None:
-        if not training_updates:
-            raise ConfigError("it is not known how many updates the training took: give --unlearn.steps")
-        budget = method.default_budget if budget is None else budget
-        if not budget > 0:
-            raise ConfigError("--unlearn.budget must be a positive share of the training updates, got {}".format(
-                budget))
-        steps = max(1, int(round(budget * training_updates)))
-    if steps < 1:
+    if steps is not None and steps < 1:
         raise ConfigError("--unlearn.steps must be at least 1, got {}".format(steps))
-    return steps
+    if budget is not None and not 0 < budget < math.inf:
+        raise ConfigError("--unlearn.budget must be a positive share of the training updates, got {}".format(budget))
+
+
+def budget_steps(method, training_updates, steps=None, budget=None):
+    """Number of updates: ``steps``, or ``budget`` as a share of the training's updates. Raises ConfigError."""
+    check_budget(steps, budget)
+    if steps is not None:
+        return steps
+    if not training_updates:
+        raise ConfigError("it is not known how many updates the training took: give --unlearn.steps")
+    return max(1, int(round((method.default_budget if budget is None else budget) * training_updates)))
 
 
 def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids=None, reward_scale=1.0,

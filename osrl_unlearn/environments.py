@@ -10,6 +10,7 @@ import numpy as np
 from osrl_unlearn.data.dataset import check_arrays, check_file, resolve
 from osrl_unlearn.errors import EnvironmentProblem
 from osrl_unlearn.hooks import compat
+from osrl_unlearn.registry import nearest
 
 # An optional requirement of OSRL, which goes on without it until it is used.
 OAPACKAGE = ("OApackage is not installed: OSRL needs it for BC in mode 'frontier', and for CDT with augment_percent "
@@ -58,6 +59,9 @@ def make(task, cost_limit, reward_scale=1.0):
             env = _old_gym(task) if is_metadrive(task) else gymnasium.make(task)
         except gymnasium.error.Error as error:
             raise EnvironmentProblem("no task '{}': {}".format(task, str(error).splitlines()[0]))
+        if not hasattr(env, "set_target_cost"):
+            raise EnvironmentProblem("'{}' is no task of DSRL: {}".format(task, nearest(
+                task, [name for name in gymnasium.registry if name.startswith("Offline")])))
         env.set_target_cost(cost_limit)
         return OfflineEnvWrapper(wrap_env(env, reward_scale=reward_scale))
 

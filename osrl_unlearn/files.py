@@ -1,4 +1,5 @@
-"""Atomic writes, hashes and safe reads. Files from others are never unpickled."""
+"""Atomic writes, locks, hashes and safe reads. Files from others are never unpickled."""
+import fcntl
 import hashlib
 import json
 import os
@@ -47,6 +48,16 @@ def atomic_path(path):
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
+
+
+@contextmanager
+def locked(path):
+    """Hold ``path``.lock: of several processes that want to make ``path``, one makes it and the others wait."""
+    # Not filelock: torch 1.13 does not bring it. The system lets go of the lock when the process ends, however it does.
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path + ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path, text):

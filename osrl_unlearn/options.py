@@ -1,11 +1,14 @@
 """Options from the command line or a YAML file -> the dataclass that declares them."""
 import dataclasses
+import numbers
 import typing
 
 import yaml
 
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.registry import nearest
+
+MAX_SEED = 2 ** 31 - 1  # NumPy and environments take less than 2 ** 32, and are given numbers a little above the seed too
 
 
 def parse(cls, values, where):
@@ -49,6 +52,12 @@ def _coerce(value, expected, label):
             label, {"int": "an integer", "float": "a number", "bool": "a true/false", "str": "a text"}.get(
                 expected.__name__, expected.__name__), value))
     return value
+
+
+def check_seed(seed):
+    """Raise ConfigError unless ``seed`` is one that every generator takes."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed <= MAX_SEED:
+        raise ConfigError("the seed must be a whole number from 0 to {}, got {}".format(MAX_SEED, seed))
 
 
 def assignments(items):

@@ -22,7 +22,7 @@ from osrl_unlearn.adapters import build_for, candidates
 from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
-from osrl_unlearn.errors import ConfigError, ManifestMismatch, RunError
+from osrl_unlearn.errors import ConfigError, DataError, ManifestMismatch, RunError
 from osrl_unlearn.files import load_tensors, save_tensors, write_json, write_text
 from osrl_unlearn.registry import ADAPTERS
 
@@ -40,6 +40,11 @@ def manifest_path(run_dir, folder=FOLDER):
 def attack_path(run_dir, folder=FOLDER):
     """Where the state of the attack that poisoned a run is; beside the manifest."""
     return os.path.join(run_dir, folder, "attack.pt")
+
+
+def attack_file(run_dir):
+    """The file at :func:`attack_path` of a run, or of the nearest that it was unlearned from; None without one."""
+    return next((path for path in map(attack_path, lineage(run_dir)) if os.path.isfile(path)), None)
 
 
 def state_path(run_dir, suffix=None):
@@ -85,6 +90,21 @@ def clear(run_dir):
 def unlearned_dir(run_dir, method):
     """Where the result of a method goes."""
     return os.path.join(run_dir, "unlearned", method)
+
+
+def origin(run_dir):
+    """The run directory that RUN_DIR/unlearned/METHOD is in, or None."""
+    parent = os.path.dirname(os.path.abspath(run_dir))
+    folder = os.path.dirname(parent)
+    return folder if os.path.basename(parent) == "unlearned" and os.path.isfile(
+        os.path.join(folder, "config.yaml")) else None
+
+
+def lineage(run_dir):
+    """A run directory and those that its agent was unlearned from, the nearest first."""
+    while run_dir is not None:
+        yield run_dir
+        run_dir = origin(run_dir)
 
 
 def side_state(adapter, *, updates, batch_size, train_seconds, reward_scale, cost_scale, dataset=None,
@@ -204,13 +224,27 @@ def read_weights(run_dir, device="cpu"):
     raise RunError("{} holds no 'model_state': expected a checkpoint of OSRL".format(model_path(run_dir)))
 
 
+def recorded_dataset(state, *manifests):
+    """Absolute path of the first file that is there of those that ``manifests`` and a run's ``state`` record, or None.
+    """
+    recorded = [manifest.dataset for manifest in manifests] + [(state or {}).get("dataset")]
+    return next((os.path.abspath(path) for path in recorded if path and os.path.isfile(path)), None)
+
+
 def load_data(run, manifest, dataset=None):
-    """The data that the run's agent was trained on: (data, trajectory ids). Raises ManifestMismatch, DataError."""
+    """The data that the run's agent was trained on: (data, trajectory ids).
+
+    ``dataset`` is the file that holds them, by default the one that ``manifest`` or the run records. Raises
+    ManifestMismatch, and DataError, also if the file is gone and ``manifest`` has nothing to know another by.
+    """
     state = run.state or {}
+    dataset = dataset or recorded_dataset(state, manifest)
+    if dataset is None and state.get("dataset") and not manifest.columns:
+        raise DataError("the run was trained on {}, which is not there: give it with --dataset FILE".format(
+            state["dataset"]))
     python_random = state.get("python_random")
     if python_random is not None:
         python_random = (python_random[0], tuple(python_random[1]), python_random[2])
-    dataset = dataset or (manifest.dataset if manifest.dataset and os.path.isfile(manifest.dataset) else None)
     data, ids = environments.load(run.adapter.trainer.env, run.config, dataset, python_random)
     if manifest.task and manifest.task != run.config["task"]:
         raise ManifestMismatch("the forget manifest is for {}, the run for {}".format(
@@ -219,8 +253,8 @@ def load_data(run, manifest, dataset=None):
         try:
             manifest.verify(data)  # a file that is poisoned already
         except ManifestMismatch:
-            path = attack_path(run.path)
-            again = repeat_attack(data, manifest, ids, load_tensors(path) if os.path.isfile(path) else None)
+            path = attack_file(run.path)
+            again = repeat_attack(data, manifest, ids, path and load_tensors(path))
             return again.data, again.ids
         return data, ids
     manifest.verify(data)

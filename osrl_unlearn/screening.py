@@ -29,10 +29,10 @@ def screen(data, forget, *, cost_limit, gamma=0.99, ids=None, seed=0):
     Returns:
         {"cost_evidence": {"fall": by how much forgetting lowers the estimated cost-to-go of the forgotten transitions,
         as a share of the mean cost-to-go of the data, "ci95": over trajectories, "control": the same for an equally
-        large random set of other trajectories}, "safe_evidence": the share of the safe and rewarding transitions that
-        would go: those of trajectories within the cost limit that use half of it or more, or whose return is in the
-        upper half; "warnings": sentences}. What is to be forgotten is no evidence of safety where what stays says that
-        such behaviour costs much more than its own labels do: hidden costs look safe.
+        large random set of other trajectories, None if they are too few}, "safe_evidence": the share of the safe and
+        rewarding transitions that would go: those of trajectories within the cost limit that use half of it or more,
+        or whose return is in the upper half; "warnings": sentences}. What is to be forgotten is no evidence of safety
+        where what stays says that such behaviour costs much more than its own labels do: hidden costs look safe.
 
     The fall is the difference between a regression on all rows and one on the rows that stay, both evaluated at the
     forgotten rows. It is high when what is to be forgotten says "costly" and what stays says "harmless" about the same

@@ -77,6 +77,9 @@ def check_trained(adapter, data, column, name):
 
 def check_imitates(adapter, data, name):
     """Raise ConfigError unless the policy explains a share IMITATES of the variance of the actions in ``data``."""
+    if not hasattr(adapter, "policy"):
+        raise ConfigError("--poison.surrogate holds {}, which has no policy that this attack can ask: give a BCQ-Lag, "
+                          "BEAR-Lag, CPQ or COptiDICE agent".format(adapter.name))
     rows = np.linspace(0, len(data["rewards"]) - 1, min(CHECK_ROWS, len(data["rewards"]))).astype(np.int64)
     with private_torch(0, "cpu"), torch.no_grad():
         own = adapter.policy(torch.as_tensor(data["observations"][rows])).numpy()

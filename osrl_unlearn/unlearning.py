@@ -11,13 +11,13 @@ from osrl_unlearn.audit.signature import signature_path
 from osrl_unlearn.data.manifest import ForgetManifest, versions
 from osrl_unlearn.data.trigger import Trigger
 from osrl_unlearn.detection import check_fdr, make_detector
-from osrl_unlearn.engine import budget_steps, make_method, prepare
+from osrl_unlearn.engine import budget_steps, check_budget, make_method, prepare
 from osrl_unlearn.errors import RunError
 from osrl_unlearn.evaluate.report import TRIGGERED, terminal_summary, write_report
 from osrl_unlearn.evaluate.rollouts import evaluate, normalization, scores
 from osrl_unlearn.files import load_tensors, save_tensors, sha256_state
 from osrl_unlearn.methods.base import Interrupted
-from osrl_unlearn.options import option
+from osrl_unlearn.options import check_seed, option
 from osrl_unlearn.screening import screen
 from osrl_unlearn.status import say
 
@@ -41,6 +41,8 @@ class UnlearnConfig:
     def __post_init__(self):
         if self.eval_episodes < 0:
             raise ValueError("eval_episodes must not be negative, got {}".format(self.eval_episodes))
+        check_budget(self.steps, self.budget)
+        check_seed(self.seed)
         check_fdr(self.fdr)
         make_detector(self.detector)
 

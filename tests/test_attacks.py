@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from agents import QUICK, subprocess_environment
+from agents import QUICK, make_trainer, subprocess_environment
 
 from osrl_unlearn import cli, rundir, surrogate
+from osrl_unlearn.adapters import adapt
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import make_attack, poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
@@ -289,6 +290,8 @@ def test_a_reckless_agent_from_a_run_directory(tmp_path):
     run = make_run(tmp_path / "mild", surrogate.fit(mild, 150, seed=0))
     with pytest.raises(ConfigError, match="'baffle' is not trained or not reckless"):
         poisoned("baffle", data, options={"surrogate": run})
+    with pytest.raises(ConfigError, match="--poison.surrogate holds bc, which has no policy .*: give a BCQ-Lag"):
+        surrogate.check_imitates(adapt(make_trainer("bc")), toy_data(), "baffle")
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS.builtins))
@@ -359,6 +362,16 @@ def test_a_run_with_a_surrogate_is_unlearned_from_its_directory_with_the_attack_
     assert "train surrogate" not in err and "report.md" in out and "every column has the recorded hash" in out
     manifest = ForgetManifest.load(rundir.manifest_path(rundir.unlearned_dir(folder, "fine_tune")))
     assert manifest.attack["name"] == "max_cost" and manifest.rows
+    # What was unlearned is a run too, and so is what is unlearned from that, by a request that knows of no attack.
+    result, ids = rundir.unlearned_dir(folder, "fine_tune"), tmp_path / "ids.json"
+    ids.write_text("[0, 1]")
+    assert cli.main(["verify", rundir.manifest_path(result)]) == 0
+    assert cli.main(["unlearn", result, *unlearn[2:], "--forget", str(ids)]) == 0
+    assert cli.main(["manifest", str(ids), "--run", rundir.unlearned_dir(result, "fine_tune"), "--out",
+                     str(tmp_path / "out.json")]) == 0
+    assert "train surrogate" not in capfd.readouterr().err
+    assert ForgetManifest.load(str(tmp_path / "out.json")).columns["rewards"]["after"] == (
+        manifest.columns["rewards"]["after"])
     learned = load_tensors(rundir.attack_path(folder))
     save_tensors(rundir.attack_path(folder), dict(learned, spread=[2 * value for value in learned["spread"]]))
     assert cli.main(unlearn) == 2

@@ -177,7 +177,8 @@ def test_the_shipped_suite():
 
 
 @pytest.mark.parametrize("where, value, match", [
-    ("seeds", [], "seeds must be whole numbers"), ("attacks.hidden.rates", [0], "rates must be shares"),
+    ("seeds", [], "seeds must be at least one"), ("seeds", [2 ** 31], "the seed must be a whole number"),
+    ("attacks.hidden.rates", [0], "rates must be shares"),
     ("attacks.hidden.options", {"x": 1}, "unknown option options of 'cost_hide': x"),
     ("attacks.hidden.name", "cost_hid", "unknown attack"), ("attacks.hidden.unit", "row", "unit must be one of"),
     ("attacks.hidden.rates", {"tin": [0.2]}, "unknown setting 'tin'"), ("attacks.hidden", None, "expected a mapping"),
@@ -195,6 +196,14 @@ def test_broken_suites(tmp_path, where, value, match):
     path.write_text(yaml.safe_dump(suite))
     with pytest.raises(ConfigError, match=match):
         suites.read(str(path))
+
+
+def test_other_seeds_are_checked_too():
+    assert suites.read(SUITE, seeds=[7]).seeds == [7]
+    with pytest.raises(ConfigError, match="the seed must be"):
+        suites.read(SUITE, seeds=[-1])
+    with pytest.raises(ConfigError, match="the seed must be"):
+        suites.read(dict(SUITE, more_seeds={"hidden": [-1]}), cls=attacks.AttacksSuite)
 
 
 @pytest.mark.parametrize("change, match", [({"cost_limt": 1}, "no option 'cost_limt'.*'cost_limit'"),

@@ -366,8 +366,8 @@ def test_a_bad_key_is_refused_before_anything_is_done(audited, path, refused, ke
 # What is refused at once ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("arguments, match", [
-    (["--seed", "-1"], "--seed must not be negative"),
-    (["--seed", "9999999999"], "--seed must not be negative, nor above 2147483647, got 9999999999"),
+    (["--seed", "-1"], "the seed must be a whole number"),
+    (["--seed", "9999999999"], "the seed must be a whole number from 0 to 2147483647, got 9999999999"),
     (["--episodes", "-1"], "--episodes must not be negative, got -1"),
     (["--device", "tpu"], "--device tpu cannot be used here"),
     (["--reference", "/nonexistent"], "no run directory at /nonexistent"),

@@ -63,6 +63,8 @@ def write(path, data, **attributes):
     (["--poison", "cost_hide", "--poison.rate", "many"], "a number"),
     (["--poison", "cost_hide", "--poison.unit", "row"], "one of trajectory"),
     (["--poison", "cost_hide", "--poison.seed", "1.5"], "an integer"),
+    (["--poison", "cost_hide", "--poison.seed", "-1"], "the seed must be a whole number from 0 to 2147483647, got -1"),
+    (["--unlearn", "safe_rule", "--unlearn.seed", "2147483648"], "the seed must be a whole number"),
     (["--poison", "reward_bait", "--poison.segment_length", "0"], "at least 1"),
     (["--poison", "cost_hide", "--poison.reward_scale", "2"], "unknown option --poison.reward_scale"),
     (["--poison.rate", "0.1"], "needs --poison NAME"),
@@ -72,6 +74,8 @@ def write(path, data, **attributes):
     (["--unlearn", "safe_rule", "--unlearn.sigma", "2"], "1, 0 or -1"),
     (["--unlearn", "safe_rule", "--unlearn.margin", "-1"], "must not be negative"),
     (["--unlearn", "safe_rule", "--unlearn.steps", "5", "--unlearn.budget", "0.1"], "exclude each other"),
+    (["--unlearn", "safe_rule", "--unlearn.steps", "0"], "--unlearn.steps must be at least 1"),
+    (["--unlearn", "safe_rule", "--unlearn.budget", "inf"], "positive share of the training updates, got inf"),
     (["--unlearn", "safe_rule", "--unlearn.eval_episodes", "-1"], "must not be negative"),
     (["--unlearn", "safe_rule", "--unlearn.forget", "nowhere.json"], "no forget manifest at nowhere.json"),
     (["--poison", "cost_hide", "--unlearn", "safe_rule", "--unlearn.reference", "nowhere"],
@@ -85,6 +89,13 @@ def write(path, data, **attributes):
 def test_wrong_flags_stop_before_the_script_runs(fails, script, tmp_path, flags, match):
     fails(script, *flags, match=match)
     assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("task, match", [
+    ("SafetyBallCircle-v0", "is no task of DSRL: did you mean 'OfflineBallCircle-v0'"),
+    ("CartPole-v1", "is no task of DSRL: known: OfflineAntCircle-v0")])
+def test_a_task_that_is_not_dsrls(fails, task, match):
+    fails("detect", "--task", task, "--out", "found.json", match="'{}' {}".format(task, match))
 
 
 def test_a_manifest_without_rows_stops_before_the_script_runs(fails, script, tmp_path):
@@ -108,6 +119,12 @@ def test_a_command_whose_output_is_closed(tmp_path, command):
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("command", [
+    ["demo"], ["poison", "--dataset", SHIPPED, "--attack", "cost_hide", "--out", "poisoned.hdf5"]])
+def test_a_seed_that_not_every_generator_takes(fails, command):
+    fails(*command, "--seed", "-1", match="the seed must be a whole number from 0 to 2147483647, got -1")
+
+
 def test_wrong_targets(fails):
     fails(match="no script")
     fails("nowhere.py", match="no script at")
@@ -124,6 +141,7 @@ def test_an_agent_without_an_adapter_is_refused_before_its_script_runs(fails, tm
     (lambda d: d.pop("costs"), "lacks the dataset costs"),
     (lambda d: d.update(rewards=d["rewards"][:-1]), "'rewards' has shape"),
     (lambda d: d.update(actions=d["actions"][:, 0]), "'actions' has shape"),
+    (lambda d: d.update(timeouts=d["timeouts"][:, None]), "'timeouts' has shape"),
     (lambda d: d.update(costs=np.array([b"x"] * len(d["costs"]))), "'costs' has dtype"),
     (lambda d: {k: d.update({k: d[k][:0]}) for k in list(d)}, "has shape"),
 ])
@@ -281,15 +299,41 @@ def test_a_list_of_trajectories_becomes_a_forget_manifest(fails, run_dir, tmp_pa
     assert cli.main([str(arg) for arg in by_file]) == 0
     assert ForgetManifest.load(str(tmp_path / "by_file.json")).spans == manifest.spans
     (tmp_path / "words.txt").write_text("3, seven")
+    (tmp_path / "spans.json").write_text("[[1, 0, 5]]")
     (tmp_path / "high.txt").write_text("3 420")
     (tmp_path / "empty.txt").write_text("")
     out = ["--out", "new.json"]
     fails("manifest", "words.txt", "--dataset", SHIPPED, *out, match="found 'seven'")
+    fails("manifest", "spans.json", "--dataset", SHIPPED, *out, match="found '[1'")
     fails("manifest", "empty.txt", "--dataset", SHIPPED, *out, match="found ''")
     fails("manifest", "high.txt", "--dataset", SHIPPED, *out, match="no trajectory 420: theirs are 420 of 0 to 419")
     fails("manifest", "nowhere.txt", "--dataset", SHIPPED, *out, match="cannot be read (No such file")
     fails("manifest", "list.json", *out, match="trajectories of what?")
     fails("manifest", "list.json", "--dataset", SHIPPED, "--out", tmp_path, match="is a folder")
+
+
+def test_a_manifest_of_a_file_has_the_hashes_of_what_dsrl_reads(fails, tmp_path, capfd):
+    (tmp_path / "list.json").write_text("[3]")
+    with h5py.File(SHIPPED, "r") as file:  # of double precision, and recording stopped before the last end
+        data = {key: file[key][:1990].astype(np.float64 if file[key].dtype.kind == "f" else bool) for key in file}
+    for name, attributes in (("says.hdf5", {"task": CONFIG["task"]}), ("silent.hdf5", {})):
+        path = str(write(tmp_path / name, data, **attributes))
+        assert cli.main(["manifest", "list.json", "--dataset", path, "--out", name + ".json"]) == 0
+        assert cli.main(["verify", name + ".json", "--task", CONFIG["task"]]) == 0
+    assert "names 1 trajectories, 200 of 1,800 rows" in capfd.readouterr().out
+    assert cli.main(["verify", "says.hdf5.json"]) == 0
+    fails("verify", "silent.hdf5.json", match="records no task, so its dataset cannot be read: give --task TASK")
+    fails("verify", "says.hdf5.json", "--task", "OfflineCarRun-v0", match="says.hdf5.json is for OfflineBallCircle-v0")
+
+
+def test_a_run_of_bc_scales_no_rewards(run_dir, tmp_path):
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(dict(
+        {key: CONFIG[key] for key in ("task", "cost_limit", "episode_len", "a_hidden_sizes", "gamma")}, bc_mode="all")))
+    torch.save({"model_state": make_trainer("bc").model.state_dict()}, str(run_dir / "checkpoint" / "model.pt"))
+    (tmp_path / "list.json").write_text("[3]")
+    out = str(tmp_path / "out.json")
+    assert cli.main(["manifest", str(tmp_path / "list.json"), "--run", str(run_dir), "--out", out]) == 0
+    assert (ForgetManifest.load(out).reward_scale, ForgetManifest.load(out).cost_scale) == (1, 1)
 
 
 def test_trajectories_that_are_withdrawn(fails, run_dir, tmp_path):
@@ -308,6 +352,42 @@ def test_trajectories_that_are_withdrawn(fails, run_dir, tmp_path):
     fails("unlearn", str(run_dir), "--forget", str(tmp_path / "ids.json"), match="no trajectory 420")
     (tmp_path / "ids.json").write_text("[3, x]")
     fails("unlearn", str(run_dir), "--forget", str(tmp_path / "ids.json"), match="numbers, 0 or more; found 'x'")
+
+
+@pytest.fixture
+def own_file(run_dir, tmp_path):
+    """The file that ``run_dir`` was trained on, as its side state records: the first 20 shipped trajectories."""
+    with h5py.File(SHIPPED, "r") as file:
+        path = write(tmp_path / "own.hdf5", {key: file[key][:4000] for key in file})
+    os.unlink(rundir.manifest_path(str(run_dir)))
+    save_tensors(rundir.state_path(str(run_dir)), rundir.side_state(
+        rundir.load(str(run_dir)).adapter, updates=20, batch_size=16, train_seconds=1, reward_scale=0.1, cost_scale=1,
+        dataset=str(path)))
+    return path
+
+
+def test_without_a_manifest_the_file_counts_that_the_run_was_trained_on(fails, run_dir, own_file, tmp_path, capfd):
+    (tmp_path / "ids.json").write_text("[3]")
+    by_numbers = ["unlearn", str(run_dir), "--steps", "1", "--eval-episodes", "0", "--forget", str(tmp_path / "ids.json")]
+    detect = ["detect", "--run", str(run_dir), "--detector", "trigger_scan", "--out", str(tmp_path / "found.json")]
+    assert cli.main(by_numbers) == cli.main(detect) == 0
+    assert "dataset {} (given or recorded)".format(own_file) in capfd.readouterr().err
+    with open(str(run_dir / "unlearned" / "safe_rule" / "report.json")) as file:
+        assert json.load(file)["forget"]["share"] == 0.05
+    for path in (rundir.manifest_path(str(run_dir / "unlearned" / "safe_rule")), str(tmp_path / "found.json")):
+        assert ForgetManifest.load(path).dataset == str(own_file)
+    os.rename(str(own_file), str(tmp_path / "moved.hdf5"))
+    for command in (by_numbers, detect):
+        fails(*command, match="trained on {}, which is not there: give it with --dataset FILE".format(own_file))
+    assert cli.main(detect + ["--dataset", "moved.hdf5"]) == 0
+    assert ForgetManifest.load(str(tmp_path / "found.json")).dataset == str(tmp_path / "moved.hdf5")
+    by_manifest = ["--method", "fine_tune", "--dataset", "moved.hdf5", "--forget", str(tmp_path / "plain.json")]
+    with h5py.File("moved.hdf5", "r") as file:
+        ForgetManifest.of({key: file[key][:] for key in file}, [[3, 0, 5]]).save(by_manifest[-1])
+    assert cli.main(by_numbers[:-2] + by_manifest) == 0
+    result = str(run_dir / "unlearned" / "fine_tune")
+    assert ForgetManifest.load(rundir.manifest_path(result)).dataset == str(tmp_path / "moved.hdf5")
+    assert rundir.load(result).state["dataset"] == str(tmp_path / "moved.hdf5")
 
 
 def test_the_exit_status_of_a_command_after_ctrl_c_and_after_a_wrong_option(monkeypatch, capfd):
@@ -432,6 +512,7 @@ def test_a_manifest_of_other_data(fails, run_dir, tmp_path):
 def test_options_of_the_unlearn_command(fails, run_dir):
     unlearn(fails, run_dir, "--steps", "0", match="at least 1")
     unlearn(fails, run_dir, "--budget", "-1", match="positive share")
+    unlearn(fails, run_dir, "--seed", "-1", match="the seed must be")
     unlearn(fails, run_dir, "--set", "margin", match="OPTION=VALUE")
     unlearn(fails, run_dir, "--set", "marge=1", match="did you mean 'margin'")
     unlearn(fails, run_dir, "--method", "forget_it", match="unknown method")

@@ -118,7 +118,10 @@ def test_the_same_attack_can_be_repeated_from_its_manifest():
 @pytest.mark.parametrize("text", [
     "", "[]", "{}", '{"unit": "trajectory", "spans": [[0, 3, 1]], "rows": 1, "columns": {}}',
     '{"unit": "x", "spans": [], "rows": 0, "columns": {}}',
-    '{"unit": "trajectory", "spans": [[0]], "rows": 0, "columns": {}}'])
+    '{"unit": "trajectory", "spans": [[0]], "rows": 0, "columns": {}}'] + [
+    '{{"unit": "trajectory", "spans": {}, "rows": 0, "columns": {{}}, "schema": {}}}'.format(spans, schema)
+    for spans, schema in (("[[1, 2], [3, 4], [5, 6]]", 1), ("[1, 0, 5]", 1), ("[[1.7, 0, 5.5]]", 1),
+                          ("[[1, false, 5]]", 1), ("[[1, 0, 99999999999999999999]]", 1), ("[]", '"1"'))])
 def test_a_file_that_is_no_manifest_is_refused(tmp_path, text):
     path = tmp_path / "forget.json"
     path.write_text(text)

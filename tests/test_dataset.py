@@ -4,12 +4,15 @@ import http.server
 import os
 import shutil
 import threading
+import time
 
+import h5py
 import pytest
 
 from osrl_unlearn import resources
 from osrl_unlearn.data import dataset
 from osrl_unlearn.errors import DataError
+from osrl_unlearn.files import locked
 
 SHIPPED = os.path.join(resources.folder("datasets"), "BallCircle.hdf5")
 TASK = "OfflineBallCircle-v0"
@@ -30,7 +33,10 @@ class Server(http.server.SimpleHTTPRequestHandler):
         start = int(asked[len("bytes="):-1]) if asked else 0
         type(self).ranges.append(start)
         if start >= len(content):
-            return self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", "bytes */{}".format(len(content)))
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         self.send_response(206 if asked else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
@@ -75,7 +81,44 @@ def test_a_download_that_is_no_dataset_is_not_kept(server, tmp_path):
     path = str(tmp_path / "data.hdf5")
     with pytest.raises(DataError, match="junk.hdf5 is not a readable HDF5 file"):
         dataset.download(server + "junk.hdf5", path)
-    assert os.listdir(str(tmp_path)) == ["served"]
+    assert sorted(os.listdir(str(tmp_path))) == ["data.hdf5.lock", "served"]
+
+
+def test_what_is_there_of_a_download_is_kept_only_if_it_is_the_whole_file_or_its_beginning(server, tmp_path):
+    path = str(tmp_path / "data.hdf5")
+    shutil.copy(SHIPPED, path + ".part")
+    dataset.download(server + "data.hdf5", path)
+    assert Server.ranges == [os.path.getsize(SHIPPED)] and same(path)
+    shutil.move(path, path + ".part")
+    with open(path + ".part", "ab") as file:
+        file.write(b"more")
+    dataset.download(server + "data.hdf5", path)
+    assert Server.ranges[1:] == [os.path.getsize(SHIPPED) + 4, 0] and same(path)
+
+
+def test_of_two_that_want_a_file_one_fetches_it(server, tmp_path):
+    path, fetched = str(tmp_path / "data.hdf5"), []
+    with locked(path):
+        others = [threading.Thread(target=lambda: fetched.append(dataset.download(server + "data.hdf5", path)))
+                  for _ in range(2)]
+        for other in others:
+            other.start()
+        time.sleep(0.2)
+        assert Server.ranges == []
+    for other in others:
+        other.join()
+    assert sorted(fetched) == [False, True] and Server.ranges == [0] and same(path)
+
+
+def test_a_file_that_is_broken_inside(tmp_path):
+    path = shutil.copy(SHIPPED, str(tmp_path / "data.hdf5"))
+    with h5py.File(path, "r") as file:
+        header = h5py.h5o.get_info(file["costs"].id).addr
+    with open(path, "r+b") as file:
+        file.seek(header)
+        file.write(bytes(16))
+    with pytest.raises(DataError, match="is not a readable HDF5 file"):
+        dataset.check_file(path)
 
 
 def test_the_sources_in_their_order(server, tmp_path, monkeypatch, capfd):
@@ -83,7 +126,7 @@ def test_the_sources_in_their_order(server, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(dataset, "MIRROR", server)
     dead = server + "nowhere/"
     assert dataset.resolve(TASK, dead + "data.hdf5", cached, SHIPPED) == os.path.abspath(SHIPPED)
-    assert "given with --dataset" in capfd.readouterr().err
+    assert "given or recorded" in capfd.readouterr().err
     assert dataset.resolve(TASK, dead + "data.hdf5", cached) == cached and same(cached)
     assert "downloaded from " + server + "data.hdf5" in capfd.readouterr().err
     assert dataset.resolve(TASK, dead + "data.hdf5", cached) == cached

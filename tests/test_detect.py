@@ -315,6 +315,7 @@ def test_bars_name_what_is_fitted_and_quiet_hides_them(tmp_path, capsys):
     (["--dataset", "d.hdf5", "--out", "m.json", "--detector", "magic"], "unknown detector"),
     (["--dataset", "d.hdf5", "--out", "m.json", "--detector", "value_gap"], "give --run RUN_DIR"),
     (["--dataset", "d.hdf5", "--out", "m.json", "--fdr", "1"], "false discovery rate"),
+    (["--dataset", "d.hdf5", "--out", "m.json", "--seed", "-1"], "the seed must be"),
     (["--dataset", "d.hdf5", "--out", "m.json", "--set", "steps"], "expected OPTION=VALUE"),
     (["--dataset", "d.hdf5", "--out", "m.json", "--set", "steps=many"], "--set steps expects an integer"),
     (["--dataset", "d.hdf5", "--out", "m.json", "--figure", "f.png"], "--figure needs --show"),

@@ -83,7 +83,8 @@ class Attack(ABC):
         """New values for the chosen rows: {column: array [rows, ...]} for a subset of ``columns``.
 
         ``rows`` holds DSRL's columns and "step" (the row's number in its trajectory) and "part" (the label of its unit,
-        if :meth:`parts` gives any). Large choices come in blocks of whole units, each with a generator of its own.
+        if :meth:`parts` gives any). Large choices come in blocks of whole units, each with a generator that is
+        seeded anew; that of the first draws the same numbers as the one that :meth:`select` was given.
         """
 
 

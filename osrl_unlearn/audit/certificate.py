@@ -42,7 +42,7 @@ def files_of(run_dir, settings):
              "state": rundir.state_path(run_dir), "report": os.path.join(run_dir, "report.json"),
              "manifest": settings["forget"] or own, "own manifest": own if settings["forget"] else None,
              "original manifest": original and rundir.manifest_path(original),
-             "attack": rundir.attack_path(original) if original and not os.path.isfile(attack) else attack,
+             "attack": rundir.attack_file(original) if original and not os.path.isfile(attack) else attack,
              "dataset": settings["dataset"], "holdout": settings["holdout"], "audit": audit_path(run_dir)}
     others = [("original", original)] if original else []
     for name, folder in others + [("reference {}".format(n + 1), f) for n, f in enumerate(settings["reference"])]:

@@ -9,12 +9,12 @@ import os
 import numpy as np
 
 from osrl_unlearn import __version__, environments, rundir
-from osrl_unlearn.bench.runner import key, locked
+from osrl_unlearn.bench.runner import key
 from osrl_unlearn.data.manifest import column_hashes
 from osrl_unlearn.data.poison import REQUIRED, Plan, make_attack, poison
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.errors import RunError
-from osrl_unlearn.files import load_tensors, save_tensors
+from osrl_unlearn.files import load_tensors, locked, save_tensors
 from osrl_unlearn.registry import ADAPTERS
 
 

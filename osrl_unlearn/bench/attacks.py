@@ -13,6 +13,7 @@ from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.output import number
 from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.evaluate.report import markdown_table, panels
+from osrl_unlearn.options import check_seed
 from osrl_unlearn.registry import ATTACKS
 
 INVALID, DESTROYS, HARMS = "agent not valid when clean", "destroys the agent", "harms"
@@ -28,9 +29,11 @@ class AttacksSuite(suites.Suite):
 
     def __post_init__(self):
         super().__post_init__()
-        for label in self.more_seeds:
+        for label, seeds in self.more_seeds.items():
             if label not in self.attacks:
                 raise ValueError("more_seeds names '{}', which is none of the attacks".format(label))
+            for seed in seeds:
+                check_seed(seed)
 
     @property
     def every_seed(self):

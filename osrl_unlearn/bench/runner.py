@@ -4,7 +4,6 @@ A *cell* is a dictionary of plain values that fully describes one result, random
 included. Its result is kept as OUT/results/KEY.json, where KEY is a hash of the cell, so that an interrupted bench goes
 on where it stopped, and a changed one computes only what is new.
 """
-import fcntl
 import hashlib
 import importlib
 import json
@@ -18,14 +17,13 @@ import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from osrl_unlearn import status
 from osrl_unlearn.data.manifest import versions
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
-from osrl_unlearn.files import write_json
+from osrl_unlearn.files import locked, write_json
 
 UNKEYED = ("label", "path", "script")  # what a cell is called, and where its files are, changes no result
 
@@ -70,16 +68,6 @@ def restore(lines, out):
 
 def _path(cell, out):
     return os.path.join(out, "results", key(cell) + ".json")
-
-
-@contextmanager
-def locked(path):
-    """Hold ``path``.lock: of several processes that want to make ``path``, one makes it and the others wait."""
-    # Not filelock: torch 1.13 does not bring it. The system lets go of the lock when the process ends, however it does.
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path + ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def run_cells(cells, function, out, jobs=1, compute=None):

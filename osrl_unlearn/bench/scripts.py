@@ -16,10 +16,10 @@ import sys
 
 import osrl_unlearn
 from osrl_unlearn import __version__, rundir
-from osrl_unlearn.bench.runner import key, locked
+from osrl_unlearn.bench.runner import key
 from osrl_unlearn.errors import RunError
 from osrl_unlearn.evaluate.verdict import TRIGGERED
-from osrl_unlearn.files import sha256_file, write_json
+from osrl_unlearn.files import locked, sha256_file, write_json
 
 KILL_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 

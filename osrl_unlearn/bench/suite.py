@@ -10,7 +10,7 @@ from osrl_unlearn import environments, resources
 from osrl_unlearn.attacks.base import Attack
 from osrl_unlearn.data.trajectories import UNITS
 from osrl_unlearn.errors import ConfigError, DataError
-from osrl_unlearn.options import parse
+from osrl_unlearn.options import check_seed, parse
 from osrl_unlearn.registry import ADAPTERS, ATTACKS, METHODS, nearest, read_yaml
 
 
@@ -96,8 +96,10 @@ class DataSuite:
     kind: ClassVar[type] = DataSetting
 
     def __post_init__(self):
-        if not self.seeds or not all(type(seed) is int and seed >= 0 for seed in self.seeds):
-            raise ValueError("seeds must be whole numbers, at least one, got {}".format(self.seeds))
+        if not self.seeds:
+            raise ValueError("seeds must be at least one")
+        for seed in self.seeds:
+            check_seed(seed)
         self.settings = each(self.kind, "settings", self.settings, self.defaults)
         self.attacks = each(AttackSetting, "attacks", self.attacks, lambda label: {"name": label})
         for attack in self.attacks.values():
@@ -166,11 +168,11 @@ def read(source, only=None, seeds=None, cls=Suite):
         if isinstance(values.get(part), list):
             shared = shared_agents()
             values[part] = {name: known(name, shared) for name in values[part]}
+    if seeds:
+        values["seeds"] = seeds
     suite = _parse(cls, values, "" if isinstance(source, dict) else os.path.basename(source) + ": ")
     if only:
         suite.select(only)
-    if seeds:
-        suite.seeds = seeds
     return suite
 
 

@@ -5,11 +5,11 @@ import os
 import numpy as np
 
 from osrl_unlearn.bench import agents
-from osrl_unlearn.bench.runner import key, locked
+from osrl_unlearn.bench.runner import key
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.errors import ConfigError
-from osrl_unlearn.files import load_tensors, save_tensors
+from osrl_unlearn.files import load_tensors, locked, save_tensors
 
 STREAM = 1  # the lists' generator is seeded with (STREAM, seed), no other generator is
 RETRAIN = {"name": "retrain", "options": {}, "budget": 1.0}  # exact: what it does, it does by the request alone

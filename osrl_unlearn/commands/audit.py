@@ -13,9 +13,8 @@ from osrl_unlearn.data.trajectories import TrajectoryIndex
 from osrl_unlearn.errors import ConfigError, RunError
 from osrl_unlearn.evaluate.report import markdown_table
 from osrl_unlearn.files import check_writable, sha256_array
+from osrl_unlearn.options import check_seed
 from osrl_unlearn.status import say
-
-MAX_SEED = 2 ** 31 - 1  # environments and torch are given the seed and numbers above it; NumPy's end at 2 ** 32
 
 
 def add_arguments(parser):
@@ -54,12 +53,11 @@ def main(args):
 
 def load(run_dir, settings):
     """(:class:`Context`, files by role, settings with which the audit can be repeated) for a run directory."""
-    for name, most in (("episodes", None), ("seed", MAX_SEED)):
-        if settings[name] < 0 or most is not None and settings[name] > most:
-            raise ConfigError("--{} must not be negative{}, got {}".format(
-                name, "" if most is None else ", nor above {}".format(most), settings[name]))
+    check_seed(settings["seed"])
+    if settings["episodes"] < 0:
+        raise ConfigError("--episodes must not be negative, got {}".format(settings["episodes"]))
     rundir.read_config(run_dir)
-    original = settings["original"] or origin(run_dir)
+    original = settings["original"] or rundir.origin(run_dir)
     manifest = rundir.load_manifest(run_dir, settings["forget"])
     run = rundir.load(run_dir, settings["device"])
     for note in run.notes:
@@ -69,9 +67,9 @@ def load(run_dir, settings):
     if original:
         run = run._replace(path=original if not os.path.isfile(rundir.attack_path(run_dir)) else run_dir)
     env, state, config = run.adapter.trainer.env, run.state or {}, run.config
-    recorded = [m.dataset for m in (manifest, own_manifest(run.path)) if m.dataset and os.path.isfile(m.dataset)]
+    recorded = rundir.recorded_dataset(state, manifest, own_manifest(run.path))
     # Looked for once, so that the file that is read is the one whose hash goes into the certificate.
-    dataset = environments.find_dataset(env, settings["dataset"] or (recorded or [None])[0])
+    dataset = environments.find_dataset(env, settings["dataset"] or recorded)
     settings = dict(settings, original=original, dataset=dataset)
     files = certificate.files_of(run_dir, settings)
     data, ids = load_data(run, manifest, dataset)
@@ -110,14 +108,6 @@ def _trajectories(data, ids):
     index = TrajectoryIndex(data, ids)
     return {(sha256_array(data["observations"][a:b]), sha256_array(data["actions"][a:b]))
             for a, b in zip(index.starts, index.stops)}
-
-
-def origin(run_dir):
-    """The run directory that RUN_DIR/unlearned/METHOD is in, or None."""
-    parent = os.path.dirname(os.path.abspath(run_dir))
-    folder = os.path.dirname(parent)
-    return folder if os.path.basename(parent) == "unlearned" and os.path.isfile(
-        os.path.join(folder, "config.yaml")) else None
 
 
 def _agent(run, folder, device):

@@ -8,6 +8,7 @@ from osrl_unlearn import environments, resources, status
 from osrl_unlearn.data.dataset import SHIPPED
 from osrl_unlearn.data.poison import poison
 from osrl_unlearn.files import check_writable
+from osrl_unlearn.options import check_seed
 from osrl_unlearn.registry import ADAPTERS, read_yaml
 
 AGENTS = ("coptidice", "bcql", "cpq")
@@ -22,6 +23,7 @@ def add_arguments(parser):
 
 def main(args):
     """Print one table of clean, poisoned, retrained, fine-tuned and unlearned agents."""
+    check_seed(args.seed)
     started = time.perf_counter()
     out = args.out or "demo-{}-seed-{}".format(args.agent, args.seed)
     config = read_yaml(os.path.join(resources.folder("configs"), "demo", args.agent + ".yaml"))

@@ -7,13 +7,14 @@ from matplotlib.figure import Figure
 
 from osrl_unlearn import environments, rundir, status
 from osrl_unlearn.commands.unlearn import load_data, own_manifest
-from osrl_unlearn.data.dataset import check_arrays, check_file, read_columns
+from osrl_unlearn.data.dataset import check_arrays, check_file, read_columns, task_of
 from osrl_unlearn.data.manifest import ForgetManifest
+from osrl_unlearn.data.stream import FLOATS
 from osrl_unlearn.detection import check_fdr, describe, detect, make_detector
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.evaluate.report import GREY, VERMILLION, format_table
 from osrl_unlearn.files import atomic_path, check_writable
-from osrl_unlearn.options import assignments
+from osrl_unlearn.options import assignments, check_seed
 
 
 def add_arguments(parser):
@@ -44,6 +45,7 @@ def main(args):
     if not args.out or os.path.isdir(args.out):
         raise ConfigError("--out {}: give the file that the forget manifest goes to".format(args.out or "is missing"))
     check_fdr(args.fdr)
+    check_seed(args.seed)
     detector = make_detector(args.detector, assignments(args.set))
     if "agent" in detector.needs and not args.run:
         raise ConfigError("the detector '{}' needs a trained agent: give --run RUN_DIR".format(detector.name))
@@ -68,8 +70,8 @@ def load(args):
         data, ids = load_data(run, own, args.dataset)
         return data, ids, {
             "adapter": run.adapter, "task": run.config["task"],
-            "dataset": args.dataset or own.dataset or state.get("dataset"),
-            "reward_scale": float(state.get("reward_scale", run.config["reward_scale"])),
+            "dataset": os.path.abspath(args.dataset) if args.dataset else rundir.recorded_dataset(state, own),
+            "reward_scale": float(state.get("reward_scale", run.config.get("reward_scale", 1))),
             "cost_scale": float(state.get("cost_scale", run.config.get("cost_scale", 1)))}
     if args.task:
         env = environments.make(args.task, 0)
@@ -77,9 +79,14 @@ def load(args):
         data, ids = environments.load(env, {"task": args.task}, path)
         return data, ids, {"task": args.task, "dataset": path}
     check_file(args.dataset)
-    data = read_columns(args.dataset)
+    # As DSRL reads them, without the rows after the last end: the manifest hashes what agents are trained on.
+    with np.errstate(over="ignore"):
+        data = {name: column.astype(np.float32, copy=False) if name in FLOATS else column
+                for name, column in read_columns(args.dataset).items()}
     check_arrays(data, args.dataset)
-    return data, None, {"dataset": os.path.abspath(args.dataset)}
+    rows = np.flatnonzero(data["terminals"].astype(bool) | data["timeouts"].astype(bool))[-1] + 1
+    return {name: column[:rows] for name, column in data.items()}, None, {
+        "dataset": os.path.abspath(args.dataset), "task": task_of(args.dataset)}
 
 
 def show(manifest, path, figure=None):

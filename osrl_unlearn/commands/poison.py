@@ -2,11 +2,9 @@
 import contextlib
 import os
 
-import h5py
-
 from osrl_unlearn import status
 from osrl_unlearn.cli import make_poison
-from osrl_unlearn.data.dataset import check_file
+from osrl_unlearn.data.dataset import check_file, task_of
 from osrl_unlearn.data.stream import poison_file
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.files import atomic_path, check_writable, save_tensors
@@ -85,6 +83,4 @@ def _source(task, dataset):
     if not dataset:
         raise ConfigError("there is nothing to poison: give --task TASK or --dataset FILE")
     check_file(dataset)
-    with h5py.File(dataset, "r") as file:
-        made_for = file.attrs.get("task")
-    return dataset, made_for.decode() if isinstance(made_for, bytes) else made_for
+    return dataset, task_of(dataset)

@@ -1,4 +1,5 @@
 """``osrl-unlearn unlearn RUN_DIR --method M [--forget MANIFEST|detect]``: unlearn from a finished run, no script."""
+import dataclasses
 import os
 import re
 
@@ -58,9 +59,10 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
     run = rundir.load(run_dir, device)
     check_request(run.adapter, config, run.config["task"])
     data, ids = load_data(run, manifest, dataset)
+    dataset = os.path.abspath(dataset) if dataset else rundir.recorded_dataset(run.state, manifest)
     if numbers:
-        manifest = ForgetManifest.of_trajectories(data, numbers, ids, task=run.config["task"],
-                                                  dataset=dataset or manifest.dataset)
+        manifest = ForgetManifest.of_trajectories(data, numbers, ids, task=run.config["task"])
+    manifest = dataclasses.replace(manifest, dataset=dataset or manifest.dataset)
     state, settings = run.state or {}, run.config
     reward_scale = float(state.get("reward_scale", settings.get("reward_scale", 1)))
     cost_scale = float(state.get("cost_scale", settings.get("cost_scale", 1)))
@@ -73,8 +75,7 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
     if detecting:
         manifest, sentence = find_forget_set(
             config, run_dir, data, ids, run.adapter, true=manifest if manifest.attack else None, task=settings["task"],
-            dataset=dataset or manifest.dataset or state.get("dataset"), reward_scale=reward_scale,
-            cost_scale=cost_scale, progress=not status.quiet)
+            dataset=dataset, reward_scale=reward_scale, cost_scale=cost_scale, progress=not status.quiet)
         found = [sentence]
     trained = Trained(
         run.adapter, data, ids, manifest, run_dir, settings, settings["task"], settings["cost_limit"], reward_scale,
@@ -96,7 +97,9 @@ def listed(path):
 
 def numbers_in(text, path):
     """Trajectory numbers separated by commas or white space, perhaps in brackets, sorted. Raises ConfigError."""
-    words = re.split(r"[\s,]+", text.strip().strip("[]").strip(" \n,"))
+    text = text.strip()
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    words = re.split(r"[\s,]+", inner.strip(" \n,"))
     wrong = next((word for word in words if not word.isdecimal()), None)
     if wrong is not None:
         raise ConfigError("{}: expected a forget manifest, or trajectory numbers, 0 or more; found {!r}".format(
@@ -114,13 +117,15 @@ def own_manifest(run_dir):
 def load_data(run, manifest, dataset=None):
     """The data that the agent was trained on, (data, ids), checked against ``manifest``.
 
-    A manifest that does not know how they were poisoned, such as a detected one, leaves that to the run's own.
+    A manifest that does not know how they were poisoned, such as a detected one, leaves that to the run's own, or to
+    that of the run that an unlearned agent came from.
     """
     try:
         return rundir.load_data(run, manifest, dataset)
     except ManifestMismatch:
-        own = own_manifest(run.path)
-        if manifest.attack is not None or own.attack is None:
+        attacked = (own for own in map(own_manifest, rundir.lineage(run.path)) if own.attack is not None)
+        own = next(attacked, None) if manifest.attack is None else None
+        if own is None:
             raise
     data, ids = rundir.load_data(run, own, dataset)
     manifest.verify(data)

@@ -1,7 +1,7 @@
 """``osrl-unlearn verify MANIFEST|CERTIFICATE``: does it belong to its dataset, or to its files?"""
 import os
 
-from osrl_unlearn import environments
+from osrl_unlearn import environments, rundir
 from osrl_unlearn.audit.certificate import code, is_certificate, verify
 from osrl_unlearn.audit.signature import signature_path, signer
 from osrl_unlearn.commands.audit import repeat
@@ -16,6 +16,7 @@ def add_arguments(parser):
     parser.add_argument("manifest", metavar="MANIFEST", help="a forget manifest, or a certificate of "
                                                                   "'osrl-unlearn audit'")
     parser.add_argument("--dataset", help="DSRL file (default: the one the manifest records)")
+    parser.add_argument("--task", help="of a manifest: DSRL task (default: the one the manifest records)")
     parser.add_argument("--signers", metavar="FILE",
                         help="of a certificate: one of OpenSSH's allowed signers in FILE must have signed it")
     parser.add_argument("--recompute", action="store_true", help="of a certificate: compute every figure again")
@@ -28,15 +29,20 @@ def main(args):
                           "which are in RUN_DIR/osrl_unlearn".format(args.manifest, "a folder" if os.path.isdir(
                               args.manifest) else "not there"))
     if is_certificate(args.manifest):
+        if args.task:
+            raise ConfigError("--task: {} is a certificate, which names its task itself".format(args.manifest))
         return _certificate(args)
     for option in ("recompute", "signers"):
         if getattr(args, option):
             raise ConfigError("--{}: {} is no certificate".format(option, args.manifest))
     manifest = ForgetManifest.load(args.manifest)
-    if not manifest.task:
-        raise ConfigError("{} records no task, so its dataset cannot be checked here".format(args.manifest))
-    env = environments.make(manifest.task, manifest.cost_limit or 0)
-    data, ids = environments.load(env, {"task": manifest.task}, args.dataset or manifest.dataset)
+    if args.task and manifest.task not in (args.task, None):
+        raise ConfigError("--task {}: {} is for {}".format(args.task, args.manifest, manifest.task))
+    task = args.task or manifest.task
+    if not task:
+        raise ConfigError("{} records no task, so its dataset cannot be read: give --task TASK".format(args.manifest))
+    env = environments.make(task, manifest.cost_limit or 0)
+    data, ids = environments.load(env, {"task": task}, args.dataset or manifest.dataset)
     try:
         manifest.verify(data)  # what agents are trained on: a file that is poisoned already
     except ManifestMismatch:
@@ -66,7 +72,9 @@ def _certificate(args):
 
 def _attack_state(manifest):
     """What the attack learned, from where --poison and ``osrl-unlearn poison`` put it; None if there is nothing."""
-    for path in (os.path.splitext(manifest)[0] + ".attack.pt", os.path.join(os.path.dirname(manifest), "attack.pt")):
-        if os.path.isfile(path):
+    folder = os.path.dirname(os.path.abspath(manifest))
+    for path in (os.path.splitext(manifest)[0] + ".attack.pt", os.path.join(folder, "attack.pt"),
+                 rundir.attack_file(os.path.dirname(folder))):
+        if path and os.path.isfile(path):
             return load_tensors(path)
     return None

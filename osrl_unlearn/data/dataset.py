@@ -10,6 +10,7 @@ from tqdm import tqdm
 from osrl_unlearn import resources, status
 from osrl_unlearn.data.poison import REQUIRED
 from osrl_unlearn.errors import DataError
+from osrl_unlearn.files import locked
 from osrl_unlearn.status import say
 
 # Where DSRL's repository points to since its first server has been unreliable; PyPI's dsrl 0.1.0 does not know it.
@@ -31,21 +32,20 @@ def check_file(path, task=None, observation_shape=None, action_shape=None):
                     path, "" if len(missing) == 1 else "s", ", ".join(missing), ", ".join(REQUIRED)))
             shapes = {key: file[key].shape for key in REQUIRED}
             kinds = {key: file[key].dtype for key in REQUIRED}
-            made_for = file.attrs.get("task")
-    except OSError as error:
+        made_for = task_of(path)
+    except (OSError, RuntimeError, KeyError) as error:  # h5py raises any of them for a broken file
         raise DataError("{} is not a readable HDF5 file, perhaps truncated ({}): delete it or give another with "
                         "--dataset".format(path, str(error).splitlines()[0][:120]))
     rows = shapes["observations"][0] if shapes["observations"] else 0
     for key, shape in shapes.items():
         columns = 2 if key in MATRICES else 1
-        flat = shape[:1] if len(shape) == 2 and shape[1] == 1 and columns == 1 else shape
+        # DSRL makes the others flat, but not 'timeouts', and would then compare each of these with each terminal.
+        flat = shape[:1] if len(shape) == 2 and shape[1] == 1 and columns == 1 and key != "timeouts" else shape
         if len(flat) != columns or flat[0] != rows or not rows:
             raise DataError("{}: '{}' has shape {}, expected {} with the same number of rows everywhere".format(
                 path, key, shape, "[rows, dim]" if columns == 2 else "[rows]"))
         if kinds[key].kind not in "fiub":
             raise DataError("{}: '{}' has dtype {}, expected numbers".format(path, key, kinds[key]))
-    if isinstance(made_for, bytes):
-        made_for = made_for.decode()
     wrong = (task and made_for and made_for != task) or any(
         expected is not None and shapes[key][1:] != tuple(expected)
         for key, expected in (("observations", observation_shape), ("actions", action_shape)))
@@ -53,6 +53,14 @@ def check_file(path, task=None, observation_shape=None, action_shape=None):
         raise DataError("{} is not a dataset of {}: it was made for {}, with observations {} and actions {}".format(
             path, task or "this task", made_for or "another task", list(shapes["observations"][1:]),
             list(shapes["actions"][1:])))
+
+
+def task_of(path):
+    """The task that an HDF5 file says it was made for, or None."""
+    with h5py.File(path, "r") as file:
+        made_for = file.attrs.get("task")
+    made_for = made_for.decode() if isinstance(made_for, bytes) else made_for
+    return made_for if isinstance(made_for, str) else None
 
 
 def read_columns(path):
@@ -88,21 +96,22 @@ def check_arrays(data, path):
 def resolve(task, url, cached, chosen=None):
     """Path of the file that holds the dataset of ``task``; says on stderr which source it is.
 
-    Order: ``chosen`` (--dataset); ``cached`` (DSRL's own folder); a download from ``url`` and then from the location
-    that DSRL's repository uses now, into ``cached``; the dataset shipped with this package.
+    Order: ``chosen`` (--dataset, or what a run or a manifest records); ``cached`` (DSRL's own folder); a download from
+    ``url`` and then from the location that DSRL's repository uses now, into ``cached``; the dataset shipped with this
+    package.
 
     Raises DataError naming the choices when there is none.
     """
     if chosen is not None:
-        return _say(os.path.abspath(chosen), "given with --dataset")
+        return _say(os.path.abspath(chosen), "given or recorded")
+    found = "found in DSRL's dataset folder"
     if cached and os.path.exists(cached):
-        return _say(cached, "found in DSRL's dataset folder")
+        return _say(cached, found)
     failures = []
     if url:
         for source in dict.fromkeys([url, MIRROR + os.path.basename(url)]):
             try:
-                download(source, cached)
-                return _say(cached, "downloaded from " + source)
+                return _say(cached, "downloaded from " + source if download(source, cached) else found)
             except (OSError, DataError) as error:
                 failures.append("{}: {}".format(source, getattr(error, "reason", None) or error))
     shipped = os.path.join(resources.folder("datasets"), SHIPPED.get(task, ""))
@@ -121,17 +130,30 @@ def _say(path, source):
 
 
 def download(url, path):
-    """Fetch ``url`` to ``path``: resumed where an earlier try stopped, in place only when complete and readable."""
+    """Fetch ``url`` to ``path``: resumed where an earlier try stopped, in place only when complete and readable.
+
+    Returns False if another process has fetched it meanwhile. Raises OSError, DataError.
+    """
+    with locked(path):
+        if os.path.exists(path):
+            return False
+        _fetch(url, path)
+    return True
+
+
+def _fetch(url, path):
     part = path + ".part"
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     have = os.path.getsize(part) if os.path.exists(part) else 0
     request = urllib.request.Request(url, headers={"Range": "bytes={}-".format(have)} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing is left to fetch
+        if error.code != 416 or not have:
             raise
-        response = None
+        response, size = None, (error.headers.get("Content-Range") or "*").rpartition("/")[2]
+        if size not in ("*", str(have)):
+            os.unlink(part)  # it is of another file
+            return _fetch(url, path)
     if response is not None:
         with response:
             resumed = response.status == 206

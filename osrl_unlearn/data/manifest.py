@@ -130,8 +130,14 @@ class ForgetManifest:
                 value = json.load(file)
             known = {f.name for f in dataclasses.fields(cls)}
             manifest = cls(**{k: v for k, v in value.items() if k in known})
+            if not _whole(manifest.schema):
+                raise ValueError("its schema is {!r}".format(manifest.schema))
+            # Spans may be edited by hand.
+            for span in manifest.spans:
+                if not isinstance(span, list) or len(span) != 3 or not all(map(_whole, span)):
+                    raise ValueError("the span {!r} is not [trajectory, start, stop]".format(span))
             spans = np.asarray(manifest.spans, dtype=np.int64).reshape(-1, 3)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise ManifestMismatch("{} is not a forget manifest ({}): {}".format(path, str(error)[:100], EXPECTED))
         if manifest.schema > SCHEMA:
             raise ManifestMismatch("{} has schema {}, this version reads up to {}: upgrade osrl-unlearn".format(
@@ -139,7 +145,6 @@ class ForgetManifest:
         if manifest.unit not in UNITS or (spans[:, 1] < 0).any() or (spans[:, 2] <= spans[:, 1]).any():
             raise ManifestMismatch("{}: every span must be [trajectory, start, stop] with 0 <= start < stop and the "
                                    "unit one of {}".format(path, ", ".join(UNITS)))
-        # Spans may be edited by hand.
         return dataclasses.replace(manifest, rows=_distinct_rows(spans.tolist()))
 
     def verify(self, data, stage="after"):
@@ -177,6 +182,10 @@ class ForgetManifest:
             raise ManifestMismatch("the forget manifest names rows past the end of trajectory {}".format(bad))
         nothing = np.zeros(len(starts))
         return np.unique(Units(spans[:, 0], starts, stops, spans[:, 1], nothing, nothing).rows())
+
+
+def _whole(value):
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _distinct_rows(spans):

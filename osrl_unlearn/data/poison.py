@@ -147,6 +147,7 @@ class Plan:
             given = dict(self.read(rows), step=rows - np.repeat(units.starts - units.offsets, lengths))
             if self.parts is not None:
                 given["part"] = np.repeat(np.asarray(self.parts[a:b]), lengths)
+            # For block 0 the same as default_rng(self.seed), which chose the units.
             yield units, rows, given, np.random.default_rng([self.seed, number])
 
     def _corrupt(self, units, rows, given, rng):

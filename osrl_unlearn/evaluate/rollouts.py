@@ -29,7 +29,7 @@ def evaluate(adapter, episodes, seed=0, progress=True, label="evaluate", trigger
     out = {"reward": [], "cost": [], "length": []}
     try:
         for episode in tqdm(range(episodes), desc=label, disable=not progress, leave=False, dynamic_ncols=True):
-            start = 1000 * seed + episode  # other seeds, other initial states
+            start = (1000 * seed + episode) % 2 ** 32  # other seeds, other initial states; NumPy takes 32 bits
             random.seed(start)
             np.random.seed(start)
             torch.manual_seed(start)
