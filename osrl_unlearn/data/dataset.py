@@ -96,8 +96,9 @@ def check_arrays(data, path):
 def resolve(task, url, cached, chosen=None):
     """Path of the file that holds the dataset of ``task``; says on stderr which source it is.
 
-    Order: ``chosen`` (--dataset, or what a run or a manifest records); ``cached`` (DSRL's own folder); a download from ``url`` and then from the location
-    that DSRL's repository uses now, into ``cached``; the dataset shipped with this package.
+    Order: ``chosen`` (--dataset, or what a run or a manifest records); ``cached`` (DSRL's own folder); a download from
+    ``url`` and then from the location that DSRL's repository uses now, into ``cached``; the dataset shipped with this
+    package.
 
     Raises DataError naming the choices when there is none.
     """
