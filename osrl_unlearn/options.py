@@ -8,7 +8,7 @@ import yaml
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.registry import nearest
 
-MAX_SEED = 2 ** 31 - 1  # NumPy and environments take less than 2 ** 32, and some get numbers a little above the seed
+MAX_SEED = 2 ** 31 - 1  # NumPy and environments are given numbers a little above it too, and take less than 2 ** 32
 
 
 def parse(cls, values, where):

@@ -368,7 +368,8 @@ def own_file(run_dir, tmp_path):
 
 def test_without_a_manifest_the_file_counts_that_the_run_was_trained_on(fails, run_dir, own_file, tmp_path, capfd):
     (tmp_path / "ids.json").write_text("[3]")
-    by_numbers = ["unlearn", str(run_dir), "--steps", "1", "--eval-episodes", "0", "--forget", str(tmp_path / "ids.json")]
+    by_numbers = ["unlearn", str(run_dir), "--steps", "1", "--eval-episodes", "0", "--forget",
+                  str(tmp_path / "ids.json")]
     detect = ["detect", "--run", str(run_dir), "--detector", "trigger_scan", "--out", str(tmp_path / "found.json")]
     assert cli.main(by_numbers) == cli.main(detect) == 0
     assert "dataset {} (given or recorded)".format(own_file) in capfd.readouterr().err
