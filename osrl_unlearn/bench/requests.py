@@ -210,8 +210,8 @@ def text(report):
     parts = ["# Which requests to forget are warned of"]
     if report["screened"]:
         parts.append("By how much forgetting lowers the estimated cost-to-go of the forgotten transitions, as a share "
-                     "of the mean (\"fall\"; \"control\": random rows of the same number), and the share of the "
-                     "evidence of safe and rewarding behaviour that would go: means over seeds ({}) [95 % "
+                     "of the mean (\"fall\"; \"control\": untouched trajectories of as many rows), and the share of "
+                     "the evidence of safe and rewarding behaviour that would go: means over seeds ({}) [95 % "
                      "interval].".format(seeds))
     for name in report["suite"]["settings"]:
         rows = [row for row in report["screened"] if row["setting"] == name]

@@ -102,8 +102,8 @@ def screening_lines(report):
         return []
     evidence, safe = report["screening"]["cost_evidence"], report["screening"]["safe_evidence"]
     return ["Screening of the request: without these rows the estimated cost-to-go of their behaviour falls by {} of "
-            "the mean (95 % interval {} to {}; random rows of the same number: {}); {} of the evidence of safe and "
-            "rewarding behaviour goes.".format(*[percent(v) for v in (evidence["fall"], *evidence["ci95"])],
+            "the mean (95 % interval {} to {}; untouched trajectories of as many rows: {}); {} of the evidence of safe "
+            "and rewarding behaviour goes.".format(*[percent(v) for v in (evidence["fall"], *evidence["ci95"])],
                                      "-" if evidence["control"] is None else percent(evidence["control"]),
                                      "-" if safe is None else percent(safe))]
 

@@ -153,7 +153,7 @@ class Session:
         check_arrays(data, path)
         from osrl_unlearn.data.trajectories import TrajectoryIndex
         data[environments.TRAJECTORY] = TrajectoryIndex(data).row_ids()
-        self._path, self._env = path, env
+        self._path, self._env = os.path.abspath(path), env
         return data
 
     def _pre_process_data(self, original, env, data_dict, *args, **kwargs):
