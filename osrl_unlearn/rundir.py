@@ -23,7 +23,7 @@ from osrl_unlearn.adapters.base import Adapter
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
 from osrl_unlearn.errors import ConfigError, DataError, ManifestMismatch, RunError
-from osrl_unlearn.files import load_tensors, save_tensors, write_json, write_text
+from osrl_unlearn.files import load_tensors, save_tensors, sha256_state, write_json, write_text
 from osrl_unlearn.registry import ADAPTERS
 
 SCHEMA = 1
@@ -113,7 +113,7 @@ def side_state(adapter, *, updates, batch_size, train_seconds, reward_scale, cos
 
     The streams of DataLoader workers cannot be saved: with ``num_workers`` above 0 the batches differ after a restart.
     """
-    return {"schema": SCHEMA, "agent": adapter.name, "hidden": adapter.hidden_state(),
+    return {"schema": SCHEMA, "agent": adapter.name, "model": sha256_state(adapter.model.state_dict()), "hidden": adapter.hidden_state(),
             "generators": generators.all_states(adapter.device), "updates": updates, "batch_size": batch_size,
             "train_seconds": train_seconds, "reward_scale": float(reward_scale), "cost_scale": float(cost_scale),
             "dataset": dataset, "python_random": python_random}
@@ -178,6 +178,10 @@ def load(run_dir, device="cpu"):
         raise RunError("no adapter knows the agent in {} (its networks: {}): supported are {}".format(
             run_dir, ", ".join(sorted({n.split(".")[0] for n in weights})), ", ".join(ADAPTERS.names())))
     notes = []
+    if state is not None and state.get("model", sha256_state(weights)) != sha256_state(weights):
+        notes.append("{} belongs to other weights than the checkpoint, which was written without our flags since: if "
+                     "another agent was trained there, delete it and the forget manifest beside it".format(
+                         state_path(run_dir)))
     if state is not None:
         adapter.restore(state["hidden"])
     else:

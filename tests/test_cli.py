@@ -391,6 +391,14 @@ def test_without_a_manifest_the_file_counts_that_the_run_was_trained_on(fails, r
     assert rundir.load(result).state["dataset"] == str(tmp_path / "moved.hdf5")
 
 
+def test_side_state_of_other_weights_is_pointed_out(run_dir, own_file):
+    assert rundir.load(str(run_dir)).notes == []
+    weights = {name: tensor + 1 for name, tensor in rundir.read_weights(str(run_dir)).items()}
+    save_tensors(rundir.model_path(str(run_dir)), {"model_state": weights})  # as a training without our flags does
+    note, = rundir.load(str(run_dir)).notes
+    assert "belongs to other weights than the checkpoint" in note
+
+
 def test_the_exit_status_of_a_command_after_ctrl_c_and_after_a_wrong_option(monkeypatch, capfd):
     from osrl_unlearn.commands import plugins
     monkeypatch.setattr(plugins, "main", interrupted)
