@@ -190,7 +190,7 @@ def test_the_other_agents_too_in_the_run_and_from_its_directory_and_after_ctrl_c
     assert report["poisoned"]["cost"]["n"] == report["unlearned"]["cost"]["n"] == 2
     critics = agent == "bearl"
     assert ("reward_value" in report["critics"]) == (report["multiplier"] is not None) == critics
-    assert (report["gate"]["threshold"] is not None) == os.path.exists(os.path.join(result, "values.png")) == critics
+    assert os.path.exists(os.path.join(result, "values.png")) == critics and report["gate"]["threshold"] > 0
     with open(os.path.join(result, "report.md")) as file:
         assert ("the agent has no critics" in file.read()) != critics
     assert {"bc": "is asked for a cost of 40", "cdt": "asked for a return of 800 at a cost of 40", "bearl": "poisoned"}[
