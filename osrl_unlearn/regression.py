@@ -1,4 +1,6 @@
 """Regressions of what follows a transition on the transition."""
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 
@@ -47,6 +49,20 @@ class ToGo:
         return torch.stack([h(x).squeeze(-1) for h in self._heads]) * self._scale
 
 
+@contextmanager
+def one_thread():
+    """OSRL's scripts ask torch for four threads; with more than there are cores, float64 products take 600 times as
+    long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 @torch.no_grad()
 def refit(layers, batches, ridge):
     """Fit linear layers of one output each to a target, by ridge regression on what they are given now.

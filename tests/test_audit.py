@@ -27,7 +27,8 @@ from osrl_unlearn.data.trigger import Trigger
 from osrl_unlearn.data.views import Batch
 from osrl_unlearn.engine import train
 from osrl_unlearn.errors import ConfigError
-from osrl_unlearn.evaluate.statistics import share, worst_share
+from osrl_unlearn.evaluate import statistics
+from osrl_unlearn.evaluate.statistics import share, summary, worst_share
 from osrl_unlearn.registry import METRICS
 from osrl_unlearn.testing import toy_data
 
@@ -54,6 +55,13 @@ def test_separation_of_nothing_and_of_everything():
     far = separation(rng.normal(9, 1, 80), rng.normal(size=80))
     assert same["ci95"][0] < 0.5 < same["ci95"][1] and same["n"] == 80
     assert far["auroc"]["ci95"] == [1, 1] and far["tpr_at_fpr_0.01"]["mean"] == 1
+
+
+def test_an_interval_of_many_values_needs_little_memory_and_is_the_same(monkeypatch):
+    values = np.random.default_rng(0).exponential(size=300)
+    whole = summary(values)
+    monkeypatch.setattr(statistics, "MEMORY", 7 * 300)
+    assert summary(values) == whole
 
 
 def test_worst_cost_and_share_of_violations():

@@ -26,6 +26,18 @@ def test_the_layers_get_the_weights_of_a_ridge_regression_on_their_inputs(bias):
         assert net[2].bias.item() == pytest.approx(level - mean @ wanted, rel=1e-4)
 
 
+def test_a_script_that_asks_for_many_threads_has_them_afterwards():
+    """Several threads on one core take 600 times as long for the products."""
+    seen, before = [], torch.get_num_threads()
+    layer = torch.nn.Linear(4, 1)
+    torch.set_num_threads(before + 3)
+    try:
+        refit([layer], [(lambda: seen.append(torch.get_num_threads()) or layer(torch.ones(9, 4)), torch.zeros(9))], 1.0)
+        assert (seen, torch.get_num_threads()) == ([1], before + 3)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_dead_inputs_are_no_error():
     layer = torch.nn.Linear(4, 1)
     refit([layer], [(lambda: layer(torch.zeros(9, 4)), torch.full((9,), 3.0))], 1e-3)

@@ -23,7 +23,8 @@ class GaussianScore(Metric):
     name = "gaussian_score"
     summary = "does the agent remember the noise that the attack added to observations"
     needs = frozenset({"states", "noise"})
-    tests = {"score": "95 % BCa bootstrap interval over rows", "p_value": "Student's t-test of one sample against 0"}
+    tests = {"score": "95 % BCa bootstrap interval over trajectories",
+             "p_value": "Student's t-test of one sample, the means of the trajectories, against 0"}
 
     def compute(self, ctx):
         """{agent: {"score": mean with its interval, "p_value": of a t-test against a mean of 0}}."""
@@ -33,14 +34,13 @@ class GaussianScore(Metric):
                       for a in (noise, spread))
         batch = batch._replace(observations=batch.observations - spread * xi)
         xi = xi / xi.pow(2).mean().sqrt()
-        value, per = {}, {}
+        ids, owner = np.unique(ctx.trajectories(rows), return_inverse=True)
+        value, means = {}, {}
         for name, adapter in ctx.agents.items():
             scores = self._scores(ctx, adapter, batch, spread, xi)
-            value[name] = {"score": summary(scores), "p_value": float(ttest_1samp(scores, 0).pvalue)}
-            if name == "audited":
-                ids, owner = np.unique(ctx.trajectories(rows), return_inverse=True)
-                per = {"score": dict(zip(map(str, ids.tolist()),
-                                         (np.bincount(owner, scores) / np.bincount(owner)).tolist()))}
+            means[name] = np.bincount(owner, scores) / np.bincount(owner)
+            value[name] = {"score": summary(means[name]), "p_value": float(ttest_1samp(means[name], 0).pvalue)}
+        per = {"score": dict(zip(map(str, ids.tolist()), means["audited"].tolist()))}
         return Result(value, per)
 
     @staticmethod

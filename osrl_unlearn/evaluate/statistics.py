@@ -7,6 +7,7 @@ import numpy as np
 from scipy.stats import binomtest, bootstrap
 
 LEVEL, RESAMPLES = 0.95, 9999
+MEMORY = 10 ** 8  # numbers that are drawn at a time
 # SciPy 1.15 renamed the argument; the old name will go away.
 _GENERATOR = "rng" if "rng" in inspect.signature(bootstrap).parameters else "random_state"
 
@@ -85,5 +86,5 @@ def _interval(values, method, statistic=np.mean):
         # A degenerate sample makes BCa warn and return NaN, which summary() deals with.
         warnings.simplefilter("ignore")
         low, high = bootstrap((values,), statistic, n_resamples=RESAMPLES, confidence_level=LEVEL, method=method,
-                              **{_GENERATOR: np.random.default_rng(0)}).confidence_interval
+                              batch=max(1, MEMORY // values.size), **{_GENERATOR: np.random.default_rng(0)}).confidence_interval
     return [float(low), float(high)]
