@@ -178,7 +178,7 @@ def load(run_dir, device="cpu"):
         raise RunError("no adapter knows the agent in {} (its networks: {}): supported are {}".format(
             run_dir, ", ".join(sorted({n.split(".")[0] for n in weights})), ", ".join(ADAPTERS.names())))
     notes = []
-    if state is not None and state.get("model", sha256_state(weights)) != sha256_state(weights):
+    if state is not None and state.get("model") not in (None, sha256_state(weights)):
         notes.append("{} belongs to other weights than the checkpoint, which was written without our flags since: if "
                      "another agent was trained there, delete it and the forget manifest beside it".format(
                          state_path(run_dir)))

@@ -61,7 +61,8 @@ class ActionValueAdapter(ValueAdapter):
 
         Without gradient. Shape [n].
         """
-        return self.cost_baseline(batch).clamp(**{"min" if violating else "max": float(self.cost_threshold)})
+        price, bound = self.cost_baseline(batch), float(self.cost_threshold)
+        return price.clamp(min=bound) if violating else price.clamp(max=bound)
 
     def violation(self, batch):
         """(mean Q_c(s, pi(s)) - kappa) / max(kappa, 1), with the highest head of the cost critic."""

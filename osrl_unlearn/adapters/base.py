@@ -465,7 +465,10 @@ class Adapter(ABC):
 
     @property
     def cost_threshold(self):
-        """The cost limit in discounted units: limit x (1 - gamma^H) / ((1 - gamma) H), as OSRL's critics have it."""
+        """The cost limit, scaled as costs are in training, in discounted units: x (1 - gamma^H) / ((1 - gamma) H).
+
+        None if the limit is not known.
+        """
         if self.cost_limit is None:
             return None
         length, gamma = self.model.episode_len, self.gamma

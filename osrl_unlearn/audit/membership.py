@@ -161,7 +161,7 @@ class Membership(Metric):
 def differences(agent, references, sets):
     """{attack: [scores of the trajectories of each of ``sets``]} of an agent against ``references``."""
     found = {name + AGAINST: [agent[0][n][name] - np.mean([r[0][n][name] for r in references], 0)
-                                     for n in range(len(sets))] for name in agent[0][0]}
+                              for n in range(len(sets))] for name in agent[0][0]}
     for name in agent[1]:
         found[name + AGAINST] = []
         for n, s in enumerate(sets):
