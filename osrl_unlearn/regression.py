@@ -51,8 +51,9 @@ class ToGo:
 
 @contextmanager
 def one_thread():
-    """OSRL's scripts ask torch for four threads; with more than there are cores, float64 products take 600 times as
-    long.
+    """One thread of torch inside, as many as before after it.
+
+    OSRL's scripts ask for four; with more threads than cores, products in float64 take 600 times as long.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

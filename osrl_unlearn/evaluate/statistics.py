@@ -86,5 +86,6 @@ def _interval(values, method, statistic=np.mean):
         # A degenerate sample makes BCa warn and return NaN, which summary() deals with.
         warnings.simplefilter("ignore")
         low, high = bootstrap((values,), statistic, n_resamples=RESAMPLES, confidence_level=LEVEL, method=method,
-                              batch=max(1, MEMORY // values.size), **{_GENERATOR: np.random.default_rng(0)}).confidence_interval
+                              batch=max(1, MEMORY // values.size),
+                              **{_GENERATOR: np.random.default_rng(0)}).confidence_interval
     return [float(low), float(high)]
