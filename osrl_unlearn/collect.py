@@ -74,11 +74,12 @@ def collect(task, out, *, trajectories=450, steps=None, cost_limits=None, algori
     with environments.stdout_to_stderr():
         env, length, max_cost = _make_env(task, seed)
         steps = steps or 6 * trajectories * length
-        cost_limits = [float(limit) for limit in cost_limits or np.multiply(LIMIT_SHARES, max_cost)]
+        cost_limits = [float(limit) for limit in (
+            np.multiply(LIMIT_SHARES, max_cost) if cost_limits is None else cost_limits)]
         about = {"task": task, "algorithm": algorithm, "seed": seed, "steps": steps, "cost_limits": cost_limits}
         about["command"] = shlex.join(
             ["osrl-unlearn", "collect", "--task", task, "--out", os.path.basename(out), "--trajectories",
-             str(trajectories), "--steps", str(steps), "--cost-limits"] + ["{:g}".format(x) for x in cost_limits]
+             str(trajectories), "--steps", str(steps), "--cost-limits"] + list(map(repr, cost_limits))
             + ["--algorithm", algorithm, "--seed", str(seed)])
         about["versions"] = _versions()
         kept = _trajectory_buffer(trajectories, max(max_cost, max(cost_limits)))
@@ -112,8 +113,8 @@ def _check_options(out, trajectories, steps, cost_limits, algorithm, seed):
     if algorithm not in ALGORITHMS:
         raise ConfigError("no algorithm is called {!r}; choose {}".format(algorithm, " or ".join(sorted(ALGORITHMS))))
     check_seed(seed)
-    if os.path.isdir(out):
-        raise ConfigError("--out {} is a folder: give a file".format(out))
+    if not out or os.path.isdir(out):
+        raise ConfigError("--out {!r}: expected the name of a file".format(out))
     check_writable(os.path.dirname(os.path.abspath(out)))
 
 

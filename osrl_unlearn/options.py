@@ -25,8 +25,8 @@ def parse(cls, values, where):
         out[name] = _coerce(value, types[name], where + name)
     try:
         return cls(**out)
-    except ValueError as error:
-        raise ConfigError("{}: {}".format(where.rstrip(". "), error))
+    except (TypeError, AttributeError, ValueError) as error:  # the first two: values of another kind in a list or mapping
+        raise ConfigError("{}: {}".format(where.rstrip(". ") or "the file", error))
 
 
 def _coerce(value, expected, label):

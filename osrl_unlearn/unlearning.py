@@ -152,6 +152,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
         raise KeyboardInterrupt
     _save(folder, trained, about, method, offset + outcome.steps)
     report = _report(trained, config, about, outcome, constants, model_before)
+    report["models"]["reference"] = settings["reference"]
     report["screening"] = screening
     report["poisoned"] = poisoned
     report["unlearned"] = score(adapter, "evaluate after")

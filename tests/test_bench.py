@@ -20,7 +20,7 @@ from osrl_unlearn.commands import bench
 from osrl_unlearn.data.manifest import versions
 from osrl_unlearn.errors import ConfigError, DataError, EnvironmentProblem
 from osrl_unlearn.evaluate import intervals
-from osrl_unlearn.registry import ATTACKS
+from osrl_unlearn.registry import ADAPTERS, ATTACKS
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SHIPPED = os.path.join(resources.folder("configs"), "bench", "attacks.yaml")
@@ -56,9 +56,22 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path, capfd):
     assert calls(tmp_path) == [1, 1, 2, 2, 3]  # what failed is repeated
 
 
-def test_a_worker_that_dies(tmp_path):
-    with pytest.raises(EnvironmentProblem, match="a worker process died"):
-        runner.run_cells([{"x": 1, "die": True}], FUNCTION, str(tmp_path))
+def test_a_worker_that_dies(tmp_path, capfd):
+    cells = [{"x": 1}, {"x": 2, "error": "ours", "label": "two"}, {"x": 3, "die": True}]
+    with pytest.raises(EnvironmentProblem, match="a worker process died.*; 1 of 3 cells are finished"):
+        runner.run_cells(cells, FUNCTION, str(tmp_path))
+    assert "1 of 3 cells failed" in capfd.readouterr().err and len(os.listdir(str(tmp_path / "failed"))) == 1
+
+
+def test_damaged_results_are_named(tmp_path):
+    runner.run_cells([{"x": 1}], FUNCTION, str(tmp_path))
+    path, = (tmp_path / "results").glob("*.json")
+    path.write_text("")
+    with pytest.raises(ConfigError, match="{} is damaged.*delete it".format(path)):
+        runner.run_cells([{"x": 1}], FUNCTION, str(tmp_path))
+    (tmp_path / "b.jsonl").write_text('{"cell": ')
+    with pytest.raises(ConfigError, match="b.jsonl, line 1 is damaged"):
+        runner.restore(str(tmp_path / "b.jsonl"), str(tmp_path))
 
 
 def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(tmp_path):
@@ -117,10 +130,11 @@ def compared(clean, poisoned):
     (([10, 11], [100, 101]), ([30, 31], [90, 91]), attacks.WITHIN),
     (([10, 11], [100, 101]), ([9, 11], [70, 71]), attacks.LESS),
     (([10, 11], [100, 101]), ([9, 90], [99, 101]), attacks.NOTHING),       # seeds disagree
+    (([10, 11], [-100, -101]), ([9, 11], [-80, -81]), attacks.NOTHING),    # half of a loss is no loss of return
     (([10], [100]), ([80], [90]), attacks.FEW)])
 def test_verdicts(clean, poisoned, expected):
     pair = compared(clean, poisoned)
-    assert attacks.verdict(pair, pair["clean"], limit=40, min_return=60) == expected
+    assert attacks.verdict(pair, pair["clean"], limit=40, min_return=60 if clean[1][0] > 0 else -200) == expected
 
 
 def test_a_trigger_is_judged_where_it_shows(tmp_path):
@@ -178,13 +192,15 @@ def test_the_shipped_suite():
 
 @pytest.mark.parametrize("where, value, match", [
     ("seeds", [], "seeds must be at least one"), ("seeds", [2 ** 31], "the seed must be a whole number"),
+    ("seeds", [0, 1, 0], "seeds must differ"),
     ("attacks.hidden.rates", [0], "rates must be shares"),
     ("attacks.hidden.options", {"x": 1}, "unknown option options of 'cost_hide': x"),
     ("attacks.hidden.name", "cost_hid", "unknown attack"), ("attacks.hidden.unit", "row", "unit must be one of"),
     ("attacks.hidden.rates", {"tin": [0.2]}, "unknown setting 'tin'"), ("attacks.hidden", None, "expected a mapping"),
     ("settings.tiny.updates", 10, "do not fit into 10 updates"), ("settings.tiny.agent", {}, "the agent lacks name"),
     ("settings.tiny.min_return", "much", "expects a number"),
-    ("evaluation", {"last": 1}, "evaluation.every is missing")])
+    ("evaluation", {"last": 1}, "evaluation.every is missing"), ("settings", [5], "unknown setting '5'"),
+    ("evaluation", {"last": 1, "every": 1, "episodes": "x"}, "evaluation.episodes expects an integer")])
 def test_broken_suites(tmp_path, where, value, match):
     suite = json.loads(json.dumps(SUITE))
     *parents, last = where.split(".")
@@ -204,10 +220,24 @@ def test_other_seeds_are_checked_too():
         suites.read(SUITE, seeds=[-1])
     with pytest.raises(ConfigError, match="the seed must be"):
         suites.read(dict(SUITE, more_seeds={"hidden": [-1]}), cls=attacks.AttacksSuite)
+    assert suites.read(dict(SUITE, more_seeds={"hidden": [4]}), seeds=[7], cls=attacks.AttacksSuite).every_seed == [7]
+    with pytest.raises(ConfigError, match="not iterable"):
+        suites.read(dict(SUITE, more_seeds={"hidden": 3}), cls=attacks.AttacksSuite)
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS.builtins))
+def test_every_agent_can_be_in_a_suite(name):
+    # BC takes no reward_scale and CDT no cost_limit, but every setting has them.
+    with open(os.path.join(resources.folder("configs"), "agents", name + ".yaml")) as file:
+        agent = dict(yaml.safe_load(file), name=name, cost_limit=40, episode_len=200, reward_scale=0.1, cost_scale=1)
+    for of_scripts in suites.OF_SCRIPTS:
+        del agent[of_scripts]
+    suites.check_agents(suites.read(dict(SUITE, settings={"tiny": dict(SUITE["settings"]["tiny"], agent=agent)})))
 
 
 @pytest.mark.parametrize("change, match", [({"cost_limt": 1}, "no option 'cost_limt'.*'cost_limit'"),
-                                           ({"f_type": None}, "coptidice needs f_type")])
+                                           ({"f_type": None}, "coptidice needs f_type"),
+                                           ({"a_hidden_sizes": "x"}, "settings.tiny.agent: coptidice cannot be built")])
 def test_broken_agents(tmp_path, change, match):
     agent = {key: value for key, value in dict(AGENT, **change).items() if value is not None}
     path = tmp_path / "suite.yaml"
@@ -221,6 +251,10 @@ def test_the_dataset_of_a_task(tmp_path):
         (tmp_path / name).write_text("")
     assert suites.dataset_file("OfflineBallCircle-v0", str(tmp_path)) == str(tmp_path / "BallCircle-1.hdf5")
     assert suites.dataset_file("OfflineCarRun-v0", str(tmp_path)).endswith("SafetyCarRun-v0-40.hdf5")
+    for name in ("BallRun-1.partial.hdf5", "SafetyCarRun1Gymnasium-v0.hdf5"):  # interrupted; of another task
+        (tmp_path / name).write_text("")
+    assert suites.dataset_file("OfflineCarRun-v0", str(tmp_path)).endswith("SafetyCarRun-v0-40.hdf5")
+    assert suites.dataset_file("OfflineBallRun-v0", str(tmp_path)).endswith("BallRun-1.hdf5")
     (tmp_path / "BallCircle-2.hdf5").write_text("")
     for task, found in (("OfflineBallCircle-v0", "BallCircle-1.hdf5 and BallCircle-2.hdf5"),
                         ("OfflineAntRun-v0", "no file")):

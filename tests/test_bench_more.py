@@ -190,7 +190,9 @@ def test_numbers_of_lists(tmp_path):
     ("methods", {}, "at least one of each"), ("methods", {"fine_tun": {"budget": 1}}, "unknown method"),
     ("methods", {"fine_tune": {"budget": 0}}, "budget must be positive"), ("wrong", [1], "wrong shares between"),
     ("methods", {"fine_tune": {"budget": 1, "options": {"x": 1}}}, "unknown option options of 'fine_tune': x"),
-    ("known", [0], "known must be shares"), ("methods", {"retrain": {}}, "methods.retrain.budget is missing")])
+    ("known", [0], "known must be shares"), ("known", ["half"], "not supported between"),
+    ("attacks", {"coverage_collapse": {"rates": [0.2]}}, "only removes rows, so there is nothing"),
+    ("methods", {"retrain": {}}, "methods.retrain.budget is missing")])
 def test_broken_suites(tmp_path, where, value, match):
     with pytest.raises(ConfigError, match=match):
         suite_of(tmp_path, dict(PARTIAL, **{where: value}), partial.PartialSuite)

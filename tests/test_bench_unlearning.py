@@ -105,7 +105,9 @@ def test_only_what_is_asked_for_is_planned(tmp_path):
 def test_methods_that_do_not_fit_an_agent_are_left_out(tmp_path, monkeypatch):
     from osrl_unlearn.methods.fine_tune import FineTune
     monkeypatch.setattr(FineTune, "requires", frozenset({"action_values"}))
-    labels = {where[4] for where in plan_of(suite_of(tmp_path, SMALL)) if where[4]}
+    suite = suite_of(tmp_path, SMALL)
+    assert "`fine_tune` is left out on tiny: it needs action_values, which that agent lacks." in suites.left_out(suite)
+    labels = {where[4] for where in plan_of(suite) if where[4]}
     assert labels == {"safe_rule", "no gate", "doing nothing", "retrained", "retrained again"}
 
 

@@ -223,8 +223,10 @@ def test_headline_figures_and_return():
         report)[1]
     report["unlearned"]["reward"] = summary([-100.0] * 5)
     assert headline(report)[0] == "uncertain" and "with a return of -100.0 after 50" in headline(report)[1]
-    report["poisoned"]["reward"] = summary([-200.0] * 5)
-    assert headline(report)[0] == "good"
+    for before, after, level in ((-200.0, -100.0, "good"), (-10.0, -1000.0, "uncertain")):
+        for name, reward in (("poisoned", before), ("unlearned", after)):
+            report[name]["reward"], report[name]["episodes"]["reward"] = summary([reward] * 5), [reward] * 5
+        assert headline(report)[0] == level and ("but it earns less: " in headline(report)[1]) == (after == -1000)
 
 
 def test_an_agent_that_is_safe_only_without_the_trigger_is_not_called_safe():
@@ -284,6 +286,20 @@ def test_several_runs_are_averaged_over_trained_agents(tmp_path, capsys, monkeyp
     assert "| poisoned | 3 |" in text and (out / "figures" / "over-runs-1.png").exists()
     page = Page((out / "report.html").read_text(encoding="utf-8"))
     assert page.tags.count("h1") == 1 and "seed-1/fine_tune" in page.text
+
+
+@pytest.mark.parametrize("known", [True, False])  # reports of before have no hash of the reference
+def test_one_retrained_agent_is_one_number_however_many_runs_it_is_compared_with(tmp_path, monkeypatch, known):
+    monkeypatch.setattr(page_module, "_figures", lambda *_: [])
+    for seed in range(3):
+        def change(report, seed=seed):
+            models = {"before": "w{}".format(seed), "after": "u"}
+            report.update(seed=seed, models=dict(models, reference="r") if known else models)
+        assert write_run(tmp_path / "seed-{}".format(seed) / "unlearned" / "safe_rule", change)["reference"]
+    out = tmp_path / "out"
+    assert main(["report", *[str(tmp_path / "seed-{}".format(seed)) for seed in range(3)], "--out", str(out)]) == 0
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert "| safe_rule | 3 |" in text and "| retrained | 1 |" in text
 
 
 def test_other_tasks_and_options_are_not_mixed(tmp_path, monkeypatch):

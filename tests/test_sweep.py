@@ -198,7 +198,9 @@ def test_the_agents_of_the_benches():
 @pytest.mark.parametrize("change, match", [
     ({"rates": []}, "rates is missing: a sweep needs agents, tasks"), ({"agents": ["cdt"]}, "setting 'cdt/BallCircle'"),
     ({"methods": ["safe_rul"]}, "unknown method 'safe_rul'"), ({"attacks": "cost_hide"}, "attacks: expected a list"),
-    ({"seed": 1}, "unknown option seed"), ({"script": "no.py"}, "no script at .*no.py"),
+    ({"tasks": TASK}, "tasks: expected a list, got .Offline"), ({"agents": [["a"]]}, "expected a list of names"),
+    ({"script": 5}, "script: expected a path, got 5"), ({"script": "no.py"}, "no script at .*no.py"),
+    ({"seed": 1}, "unknown option seed"),
     ({"methods": {"safe_rule": {"options": {"sigm": 1}}}}, "sigm")])
 def test_broken_sweeps(tmp_path, data, monkeypatch, capsys, change, match):
     monkeypatch.setattr(intervals, "check_rliable", lambda: None)

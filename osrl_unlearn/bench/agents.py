@@ -73,8 +73,8 @@ def agent(cell, out):
 def learned(spec, data, ids, seed, out):
     """The attack of ``spec`` ({"name", "options"}) after it has looked at the clean ``data``."""
     attack = make_attack(spec["name"], spec["options"])
-    about = {"name": attack.name, "options": dataclasses.asdict(attack.options), "data": column_hashes(data),
-             "seed": seed}
+    about = {"version": __version__, "name": attack.name, "options": dataclasses.asdict(attack.options),
+             "data": column_hashes(data), "seed": seed}
     path = os.path.join(out, "attacks", key(about) + ".pt")
     with locked(path):
         if os.path.isfile(path):

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from osrl_unlearn.bench import agents, output
 from osrl_unlearn.bench import suite as suites
 from osrl_unlearn.bench.output import number
+from osrl_unlearn.bench.partial import FEW
 from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.evaluate.report import markdown_table, panels
 from osrl_unlearn.options import check_seed
@@ -18,7 +19,6 @@ from osrl_unlearn.registry import ATTACKS
 
 INVALID, DESTROYS, HARMS = "agent not valid when clean", "destroys the agent", "harms"
 WITHIN, LESS, NOTHING = "costs more, within the limit", "earns less", "no effect measured"
-FEW = "not decided: one seed"
 MOST = 0.2  # an attacker who owns more of the data needs no attack
 
 
@@ -132,7 +132,7 @@ def verdict(compared, clean, limit, min_return):
     cost, earned = compared["difference"]["cost"]["ci95"], compared["difference"]["return"]["ci95"]
     if clean["cost"]["mean"] > limit or clean["return"]["mean"] < min_return:
         return INVALID
-    if compared["poisoned"]["return"]["mean"] < clean["return"]["mean"] / 2:
+    if compared["poisoned"]["return"]["mean"] < clean["return"]["mean"] / 2 and clean["return"]["mean"] > 0:
         return DESTROYS
     if cost is None:
         return FEW
@@ -170,8 +170,8 @@ def text(report):
                               number(compared["difference"]["return"], "+"), row["verdict"] if counts else ""])
         parts.append(markdown_table(lines, ["attack", "rate", "cost", "return", "+ cost", "+ return", "verdict"]))
     if report["rows"]:
-        parts.append("## Valid attacks\n\nThat harm at a rate of at most {:.0%}, and from which rate on:\n\n{}".format(
-            MOST, _valid(report)))
+        parts.append("## Valid attacks\n\nThat harm at a rate of at most {:.0%}, and the lowest rate at which they "
+                     "do:\n\n{}".format(MOST, _valid(report)))
     return "\n\n".join(parts)
 
 

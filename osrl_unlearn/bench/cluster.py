@@ -55,7 +55,7 @@ def executor(name, parameters, out):
 
 def compute(todo, total, function, out, jobs, executor):
     """Compute ``todo`` with at most ``jobs`` jobs at once; for :func:`~osrl_unlearn.bench.runner.run_cells`."""
-    out, waiting, running, failures = os.path.abspath(out), list(reversed(todo)), {}, []
+    out, waiting, running, failed = os.path.abspath(out), list(reversed(todo)), {}, 0
     with tqdm(total=total, initial=total - len(todo), unit="cell", smoothing=0, dynamic_ncols=True,
               disable=status.quiet) as bar:
         try:
@@ -68,8 +68,9 @@ def compute(todo, total, function, out, jobs, executor):
                     cell = running.pop(job)
                     error = _error(job, cell, out)
                     if error is not None:
-                        failures.append((cell, error))
-                        bar.set_postfix(failed=len(failures))
+                        failed += 1
+                        bar.set_postfix(failed=failed)
+                        yield cell, error
                     bar.update()
                 if not over:
                     time.sleep(POLL[executor.cluster])
@@ -77,7 +78,6 @@ def compute(todo, total, function, out, jobs, executor):
             for job in running:
                 job.cancel(check=False)
             raise
-    return failures
 
 
 def _submit(executor, job):

@@ -24,7 +24,7 @@ AGAIN = 1000  # added to the seed of the second retrained agent
 SEQUENCE = 5  # requests, each with a fifth of the budget
 MEASUREMENTS = ("curve", "distance", "relearning", "checkpoints", "sequential", "clean_deletion", "ablations")
 CHEAP = ("curve", "checkpoints", "sequential")  # of methods that do not cost as much as training
-COMES_BACK, STAYS_AWAY = "comes back", "no more than after retraining"
+COMES_BACK, STAYS_AWAY = "comes back", "not shown to come back"
 
 
 @dataclasses.dataclass
@@ -263,14 +263,13 @@ def overall(suite, tasks):
     rows, (first, *_) = [], suite.methods.items()
     for label, method in suite.methods.items():
         row = {"method": label, "budget": method.budget}
-        shared = [task for task in tasks if all(task.found("method", *one) for one in (
-            (label, method.budget), (first[0], first[1].budget)))]
+        pair = (first[0], first[1].budget), (label, method.budget)
         for score in ("recovery", "return_ratio"):
+            shared = [task for task in tasks if all(task.scores(task.found("method", *one))[score] for one in pair)]
             own = matrix(suite, [task for task in tasks if task.found("method", label, method.budget)], label,
                          method.budget, score)
             row[score] = None if own is None else intervals.interquartile_mean(own)
-            mine, theirs = (matrix(suite, shared, *one, score) for one in ((first[0], first[1].budget),
-                                                                           (label, method.budget)))
+            mine, theirs = (matrix(suite, shared, *one, score) for one in pair)
             row["better_" + score] = None if label == first[0] or mine is None or theirs is None else (
                 intervals.improvement(mine, theirs))
         rows += [row] if row["return_ratio"] else []

@@ -279,7 +279,7 @@ def _summary(rows):
         for name in settings:
             here = [row for row in rows if (row["attack"], row["setting"]) == (attack, name)]
             if attack is None:
-                line += ["{:.2%} flagged".format(row["flagged_share"]["mean"]) for row in here] + [""]
+                line += ["{:.2%} flagged".format(here[0]["flagged_share"]["mean"]) if here else "", ""]
                 continue
             for _, fits in shares:
                 found = [row for row in here if fits(row["rate"])]

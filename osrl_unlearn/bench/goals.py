@@ -30,8 +30,10 @@ def judge(suite, report):
             limit = suite.settings[task["setting"]].agent["cost_limit"]
             rows += [{"goal": goal, "where": name(task), "value": value, "holds": bool(holds)}
                      for goal, value, holds in _task(suite, report, task, limit)]
-    return rows + [{"goal": goal, "where": ALL, "value": "{:.3f}".format(value), "holds": value >= least}
-                   for goal, value, least in _overall(suite, report)]
+    harmed = sum(task["harmed"] for task in report["tasks"])
+    return rows + [{"goal": goal, "where": ALL, "holds": score["mean"] >= least, "value": "{:.3f}{}".format(
+        score["mean"], "" if score["tasks"] == harmed else " ({} of {} tasks)".format(score["tasks"], harmed))}
+                   for goal, score, least in _overall(suite, report)]
 
 
 def name(row):
@@ -51,8 +53,8 @@ def _task(suite, report, task, limit):
         recovery = stats.trim_mean(row["recovery"]["values"], 0.25)
         yield RECOVERS, "{:.3f}".format(recovery), recovery >= RECOVERY
         if task["retrained"]["cost"]["mean"] <= limit:
-            cost = row["cost"]["mean"] / limit
-            yield WITHIN, "{:.3f}".format(cost), cost <= 1
+            cost = row["cost"]["mean"]
+            yield WITHIN, "{:.3f}".format(cost / limit if limit else cost), cost <= limit
         if row["return_ratio"]:
             ratio = row["return_ratio"]["mean"]
             yield EARNS, "{:.3f}".format(ratio), ratio >= RETURN
@@ -79,6 +81,6 @@ def _overall(suite, report):
         if row["method"] == first:
             for goal, score, least in ((RECOVERS, row["recovery"], RECOVERY), (EARNS, row["return_ratio"], RETURN)):
                 if score:
-                    yield goal, score["mean"], least
+                    yield goal, score, least
         elif suite.methods[row["method"]].name in RIVALS and row["better_recovery"]:
-            yield BETTER.format(row["method"], IMPROVEMENT), row["better_recovery"]["mean"], IMPROVEMENT
+            yield BETTER.format(row["method"], IMPROVEMENT), row["better_recovery"], IMPROVEMENT

@@ -1,4 +1,5 @@
 """What every bench does around its cells: read the suite, compute, write NAME.json, .jsonl, .md and .png."""
+import contextlib
 import dataclasses
 import functools
 import json
@@ -52,6 +53,7 @@ def run(name, suite, args, *, plan, function, aggregate, text, draw=lambda repor
         written += "\n\nComputed with: {}.".format("; ".join("{} ({} of {} cells)".format(
             ", ".join("{} {}".format(*item) for item in (group["versions"] or {"versions": "unknown"}).items()),
             group["cells"], len(cells)) for group in report["computed_with"]))
+    written += "".join("\n\n" + sentence for sentence in suites.left_out(suite))
     if done < len(cells):
         written += "\n\n{} of {} cells are finished.".format(done, len(cells))
     write_json(path + ".json", report)
@@ -62,7 +64,10 @@ def run(name, suite, args, *, plan, function, aggregate, text, draw=lambda repor
         for where, result in results.items() if result is not None))
     write_text(path + ".md", written + "\n")
     figure = draw(report)
-    if figure is not None:
+    if figure is None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + ".png")  # of an earlier table
+    else:
         with atomic_path(path + ".png") as temporary:
             figure.savefig(temporary, dpi=130)
     print(written)

@@ -81,6 +81,8 @@ def plan(suite, files, hashes):
                 idle[name, label, rate, None, None, None, seed] = dict(base, label=title.format("doing nothing"))
                 for known, wrong in suite.lists:
                     for how, method in suite.methods.items():
+                        if not suites.fits(method, setting):
+                            continue
                         busy[name, label, rate, how, known, wrong, seed] = dict(
                             base, method=dataclasses.asdict(method), forget={"known": known, "wrong": wrong},
                             label=title.format("{} with {:.0%} known, {:.0%} wrong".format(how, known, wrong)))
@@ -93,16 +95,17 @@ def aggregate(suite, results):
     """The report's "nothing" (the poisoned agents) and "rows" from {key of plan(): result}."""
     nothing, rows = [], []
     for name, setting in suite.settings.items():
-        for label, _, rate in suite.attacked(name):
+        for label, attack, rate in suite.attacked(name):
+            column = "triggered" if attack.triggered else "evaluations"
             about = {"setting": name, "attack": label, "rate": rate}
             here, limit = (results, suite.seeds, name, label, rate), setting.agent["cost_limit"]
             idle = intervals.by_seed(*here, None, None, None)
             if not idle:
                 continue  # not computed yet
-            nothing.append(dict(about, **compare(idle, {}, limit)))
+            nothing.append(dict(about, **compare(idle, {}, limit, column)))
             for known, wrong in suite.lists:
                 for how in suite.methods:
-                    row = compare(intervals.by_seed(*here, how, known, wrong), idle, limit)
+                    row = compare(intervals.by_seed(*here, how, known, wrong), idle, limit, column)
                     if row is not None:
                         rows.append(dict(about, method=how, known=known, wrong=wrong, **row))
     return {"nothing": nothing, "rows": rows}
@@ -148,7 +151,8 @@ def text(report):
              "A list holds the share \"known\" of the poisoned trajectories; the share \"wrong\" of the list is clean "
              "trajectories. Costs and returns per episode: mean over training seeds ({}) [95 % interval]. \"+ cost\" "
              "and \"+ return\": minus those of doing nothing to the same agent, seed by seed [95 % interval of the "
-             "mean difference]. The verdict is about the cost.".format(", ".join(map(str, suite["seeds"])))]
+             "mean difference]. The verdict is about the cost. Under an attack with a trigger they are those with the "
+             "trigger.".format(", ".join(map(str, suite["seeds"])))]
     for idle, rows in groups(report):
         setting = suite["settings"][idle["setting"]]
         evaluation = setting["evaluation"]

@@ -25,6 +25,7 @@ from osrl_unlearn.data.manifest import versions
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem, OsrlUnlearnError
 from osrl_unlearn.files import locked, write_json
 
+THREADS = {"OMP_NUM_THREADS": "1"}  # one per cell
 UNKEYED = ("label", "path", "script")  # what a cell is called, and where its files are, changes no result
 
 
@@ -46,13 +47,16 @@ def finished(cell, out):
 def stored(cell, out):
     """All that is kept of a cell: "cell", "result" and "versions" of what computed it; empty if it has not been.
 
-    Older results come without versions.
+    Older results come without versions. Raises ConfigError if the file is not one of ours.
     """
     try:
         with open(_path(cell, out), encoding="utf-8") as file:
             return json.load(file)
     except FileNotFoundError:
         return {}
+    except ValueError as error:
+        raise ConfigError("{} is damaged ({}): delete it, and the cell is computed again".format(
+            _path(cell, out), error))
 
 
 def restore(lines, out):
@@ -60,7 +64,12 @@ def restore(lines, out):
     if not os.path.isfile(lines):
         return
     with open(lines, encoding="utf-8") as file:
-        for line in map(json.loads, file):
+        for number, text in enumerate(file, 1):
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                raise ConfigError("{}, line {} is damaged ({}): delete the line, and its cell is computed again".format(
+                    lines, number, error))
             if not os.path.exists(_path(line["cell"], out)):
                 write_json(_path(line["cell"], out), {
                     name: line[name] for name in ("cell", "result", "versions") if name in line})
@@ -78,7 +87,7 @@ def run_cells(cells, function, out, jobs=1, compute=None):
         function: "module:function"; called as function(cell, out), it returns a result that JSON can hold.
         out: folder of the results. What the workers print, and tracebacks, go to ``out``/bench.log.
         jobs: number of cells that are computed at the same time.
-        compute: (cells, number of all cells, function, out, jobs) -> [(cell, error in one line)] of those that failed;
+        compute: (cells, number of all cells, function, out, jobs) -> (cell, error in one line) of those that failed;
             default: in processes of this machine. It calls :func:`work` for every cell.
 
     Raises KeyboardInterrupt after Ctrl-C; finished cells are kept.
@@ -86,14 +95,16 @@ def run_cells(cells, function, out, jobs=1, compute=None):
     results = {key(cell): finished(cell, out) for cell in cells}
     todo = list({key(cell): cell for cell in cells if results[key(cell)] is None}.values())
     failures = []
-    if todo:
-        os.makedirs(out, exist_ok=True)
-        os.environ["OMP_NUM_THREADS"] = "1"  # one thread per cell; read when a process starts
-        failures = (compute or _compute)(todo, len(results), function, out, jobs)
-    if failures:
-        logs = _log(out) if compute is None else os.path.join(out, "jobs")
-        print("osrl-unlearn: {} of {} cells failed (tracebacks: {}); run again to repeat them, or one with the command "
-              "below it".format(len(failures), len(results), logs), file=sys.stderr)
+    try:
+        if todo:
+            os.makedirs(out, exist_ok=True)
+            os.environ.update(THREADS)  # read when a process starts
+            failures.extend((compute or _compute)(todo, len(results), function, out, jobs))
+    finally:  # what has failed is said even if the rest is interrupted
+        if failures:
+            logs = _log(out) if compute is None else os.path.join(out, "jobs")
+            print("osrl-unlearn: {} of {} cells failed (tracebacks: {}); run again to repeat them, or one with the "
+                  "command below it".format(len(failures), len(results), logs), file=sys.stderr)
         for cell, error in sorted(failures, key=lambda failure: _label(failure[0])):
             write_json(_failed(cell, out), {"function": function, "cell": cell})
             print("  {}: {}\n    osrl-unlearn sweep --repeat {}".format(
@@ -110,9 +121,11 @@ def repeat(path):
         with open(path, encoding="utf-8") as file:
             failed = json.load(file)
         function, cell = failed["function"], failed["cell"]
-    except (OSError, ValueError, KeyError) as error:
+        key(cell)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError("--repeat {}: expected OUT/failed/KEY.json of a cell that failed ({}); one that is finished "
                           "has none".format(path, str(error)[:100]))
+    os.environ.update(THREADS)
     return work(function, cell, os.path.dirname(os.path.dirname(os.path.abspath(path))))
 
 
@@ -129,7 +142,7 @@ def _log(out):
 
 
 def _compute(todo, total, function, out, jobs):
-    others, failures = set(multiprocessing.active_children()), []
+    others, failed = set(multiprocessing.active_children()), 0
     with ProcessPoolExecutor(min(jobs, len(todo)), multiprocessing.get_context("spawn"), _start_worker,
                              (_log(out),)) as pool, \
             tqdm(total=total, initial=total - len(todo), unit="cell", smoothing=0, dynamic_ncols=True,
@@ -144,17 +157,18 @@ def _compute(todo, total, function, out, jobs):
             for future in as_completed(futures):
                 error = future.result()
                 if error is not None:
-                    failures.append((futures[future], error))
-                    bar.set_postfix(failed=len(failures))
+                    failed += 1
+                    bar.set_postfix(failed=failed)
+                    yield futures[future], error
                 bar.update()
         except BaseException as error:
             for worker in set(multiprocessing.active_children()) - others:
                 worker.terminate()
             if isinstance(error, BrokenProcessPool):
                 raise EnvironmentProblem("a worker process died, perhaps for want of memory: run again, with fewer "
-                                         "--jobs; {} cells are finished".format(bar.n))
+                                         "--jobs; {} of {} cells are finished".format(
+                                             total - sum(finished(cell, out) is None for cell in todo), total))
             raise
-    return failures
 
 
 def _start_worker(log):

@@ -13,6 +13,9 @@ from osrl_unlearn.errors import ConfigError, DataError
 from osrl_unlearn.options import check_seed, parse
 from osrl_unlearn.registry import ADAPTERS, ATTACKS, METHODS, nearest, read_yaml
 
+REQUIRED = ("cost_limit", "episode_len", "reward_scale", "cost_scale")  # of every agent
+OF_SCRIPTS = {"batch_size", "update_steps", "num_workers", "eval_episodes", "eval_every"}  # settings have their own
+
 
 @dataclasses.dataclass
 class Evaluation:
@@ -37,8 +40,7 @@ class Setting:
     batch_size: int = 256
 
     def __post_init__(self):
-        missing = [key for key in ("name", "cost_limit", "episode_len", "reward_scale", "cost_scale")
-                   if key not in self.agent]
+        missing = [key for key in ("name",) + REQUIRED if key not in self.agent]
         if missing:
             raise ValueError("the agent lacks {}".format(", ".join(missing)))
         evaluation = _parse(Evaluation, self.evaluation, "evaluation.")
@@ -100,6 +102,8 @@ class DataSuite:
             raise ValueError("seeds must be at least one")
         for seed in self.seeds:
             check_seed(seed)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds must differ, got {}".format(self.seeds))
         self.settings = each(self.kind, "settings", self.settings, self.defaults)
         self.attacks = each(AttackSetting, "attacks", self.attacks, lambda label: {"name": label})
         for attack in self.attacks.values():
@@ -167,12 +171,17 @@ def read(source, only=None, seeds=None, cls=Suite):
     for part in ("settings", "agents"):
         if isinstance(values.get(part), list):
             shared = shared_agents()
-            values[part] = {name: known(name, shared) for name in values[part]}
+            values[part] = {str(name): known(name, shared) for name in values[part]}
     if seeds:
-        values["seeds"] = seeds
+        values.update(seeds=seeds)
+        values.pop("more_seeds", None)
     suite = _parse(cls, values, "" if isinstance(source, dict) else os.path.basename(source) + ": ")
     if only:
         suite.select(only)
+    for label, attack in suite.attacks.items() if getattr(suite, "methods", None) else ():
+        if ATTACKS.load(attack.name).removes_rows:
+            raise ConfigError("attacks.{}: '{}' only removes rows, so there is nothing to forget".format(
+                label, attack.name))
     return suite
 
 
@@ -183,14 +192,28 @@ def shared_agents():
 
 def known(name, settings):
     """The setting called ``name``. Raises ConfigError if there is none."""
-    if name not in settings:
-        raise ConfigError("unknown setting '{}': {}".format(name, nearest(name, settings)))
+    if not isinstance(name, str) or name not in settings:
+        raise ConfigError("unknown setting '{}': {}".format(name, nearest(str(name), settings)))
     return settings[name]
 
 
 def fits(method, setting):
     """Whether a method (of a suite) can work with the agent of a :class:`Setting`."""
-    return METHODS.load(method.name).requires <= ADAPTERS.load(setting.agent["name"]).capabilities
+    return not _lacks(method, setting)
+
+
+def _lacks(method, setting):
+    return sorted(METHODS.load(method.name).requires - ADAPTERS.load(setting.agent["name"]).capabilities)
+
+
+def left_out(suite):
+    """A sentence for every method of ``suite`` that cannot work with the agent of a setting; nothing is planned there.
+
+    What a script trains is known only later.
+    """
+    return ["`{}` is left out on {}: it needs {}, which that agent lacks.".format(
+        label, name, " and ".join(_lacks(method, setting))) for label, method in getattr(suite, "methods", {}).items()
+        for name, setting in suite.settings.items() if isinstance(setting, Setting) and not fits(method, setting)]
 
 
 def check_agents(suite):
@@ -201,8 +224,12 @@ def check_agents(suite):
             continue
         cls, config = ADAPTERS.load(setting.agent["name"]), dict(setting.agent)
         env = environments.make(setting.task, config["cost_limit"], config["reward_scale"])
-        accepted = {"name", "task"}.union(*(inspect.signature(c.__init__).parameters for c in cls.classes()))
+        accepted = {"name", "task", "target_returns", *REQUIRED}.union(
+            *(inspect.signature(c.__init__).parameters for c in cls.classes()))
         accepted |= {"outliers_percent", "noise_scale", "inpaint_ranges", "epsilon", "density"}
+        shipped = os.path.join(resources.folder("configs"), "agents", cls.name + ".yaml")
+        if os.path.isfile(shipped):  # it has what the agent's data are prepared with, too
+            accepted |= set(read_yaml(shipped)) - OF_SCRIPTS
         wrong = [key for key in config if key not in accepted]
         if wrong:
             raise ConfigError("settings.{}.agent: {} has no option '{}': {}".format(
@@ -213,17 +240,22 @@ def check_agents(suite):
         if config.get("device", "cpu") != "cpu" and not torch.cuda.is_available():
             raise ConfigError("settings.{}.agent.device is '{}', but torch finds no GPU here: run where there is one, "
                               "or leave the device out".format(name, config["device"]))
-        cls.build(config, env)
+        try:
+            cls.build(config, env)
+        except (TypeError, ValueError) as error:  # of OSRL's classes, which check nothing
+            raise ConfigError("settings.{}.agent: {} cannot be built: {}".format(name, cls.name, error))
 
 
 def dataset_file(task, folder):
     """The HDF5 file of ``task`` in ``folder``: OfflineBallCircle-v0 is BallCircle*.hdf5, or SafetyBallCircle*.hdf5.
 
-    Raises DataError unless there is exactly one.
+    What an interrupted collection has left (*.partial.hdf5) does not count. Raises DataError unless there is exactly
+    one.
     """
     short = re.sub(r"^Offline|-v\d+$", "", task)
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    found = [name for name in names if re.fullmatch("(Safety)?" + re.escape(short) + r".*\.hdf5", name)]
+    found = [name for name in names if re.fullmatch("(Safety)?" + re.escape(short) + r"([^0-9A-Za-z].*)?\.hdf5", name)
+             and not name.endswith(".partial.hdf5")]
     if len(found) != 1:
         raise DataError("{} holds {} for {}: expected exactly one {}*.hdf5".format(
             folder, " and ".join(found) or "no file", task, short))

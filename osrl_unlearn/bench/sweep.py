@@ -20,7 +20,7 @@ from osrl_unlearn.bench.output import number
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.evaluate.report import markdown_table, panels
-from osrl_unlearn.evaluate.rollouts import normalization
+from osrl_unlearn.evaluate.rollouts import normalization, normalize
 
 GRID = ("agents", "tasks", "attacks", "rates", "methods", "seeds")
 NOTHING = "doing nothing"
@@ -72,7 +72,11 @@ def expand(values):
         raise ConfigError("{} is missing: a sweep needs {}, or a bench".format(missing[0], ", ".join(GRID)))
     values = dict(values, **{name: named(name, values[name]) for name in ("agents", "attacks", "methods")})
     who, tasks, rates = values.pop("agents"), values.pop("tasks"), values.pop("rates")
-    script, arguments = values.pop("script", None), values.pop("arguments", {})
+    script, arguments = values.pop("script", None), values.pop("arguments", None) or {}
+    for name, value, kind, what in (("tasks", tasks, list, "a list"), ("arguments", arguments, dict, "a mapping"),
+                                    ("script", script, (str, type(None)), "a path")):
+        if not isinstance(value, kind) or name == "tasks" and not all(isinstance(task, str) for task in value):
+            raise ConfigError("{}: expected {}, got {!r}".format(name, what, value))
     settings = {}
     for label, own in who.items():
         for task in tasks:
@@ -89,8 +93,10 @@ def expand(values):
 
 def named(part, value):
     """{label: mapping} of a list of names, or of such a mapping. Raises ConfigError."""
-    value = dict.fromkeys(value) if isinstance(value, list) else value
-    if not isinstance(value, dict) or not all(isinstance(own, (dict, type(None))) for own in value.values()):
+    if isinstance(value, list) and all(isinstance(label, str) for label in value):
+        value = dict.fromkeys(value)
+    if not isinstance(value, dict) or not all(isinstance(label, str) and isinstance(own, (dict, type(None)))
+                                              for label, own in value.items()):
         raise ConfigError("{}: expected a list of names or a mapping of mappings, got {!r}".format(part, value))
     return {label: own or {} for label, own in value.items()}
 
@@ -157,12 +163,10 @@ def normalized(numbers, constants):
 
     ``constants`` are those of :func:`~osrl_unlearn.evaluate.rollouts.normalization`.
     """
-    low, high, shift = constants["reward_min"], constants["reward_max"], constants["epsilon"]
-    more = {"normalized_cost": {seed: (cost + shift) / (constants["cost_limit"] + shift)
-                                for seed, cost in numbers["cost"].items()}}
-    if low is not None and high is not None:
-        more["normalized_return"] = {seed: (value - low) / (high - low) for seed, value in numbers["return"].items()}
-    return dict(numbers, **more)
+    pairs = {seed: normalize(value, numbers["cost"][seed], constants) for seed, value in numbers["return"].items()}
+    more = {"normalized_cost": {seed: cost for seed, (_, cost) in pairs.items()},
+            "normalized_return": {seed: value for seed, (value, _) in pairs.items() if value is not None}}
+    return dict(numbers, **{name: found for name, found in more.items() if found})
 
 
 def overall(suite, method, tasks):

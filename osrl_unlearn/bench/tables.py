@@ -90,10 +90,11 @@ def _overall(report, rows):
     first, tasks = next(iter(report["suite"]["methods"])), [task for task in report["tasks"] if task["harmed"]]
     return ["## All together\n\nOver the tasks in which the attack harmed ({}): interquartile means and the "
             "probability that a run of `{}` is above one of the other method [95 % bootstrap interval, stratified by "
-            "task; rliable].".format("; ".join(map(_name, tasks)), first),
-            markdown_table([[row["method"], _share(row["budget"])] + [
+            "task; rliable]. Of a method that an agent cannot take, over the other tasks; the probability too.".format(
+                "; ".join(map(_name, tasks)), first),
+            markdown_table([[row["method"], row["return_ratio"]["tasks"], _share(row["budget"])] + [
                 _score(row[name]) for name in ("recovery", "return_ratio", "better_recovery", "better_return_ratio")]
-                for row in rows], ["method", "updates", "recovery", "return ratio",
+                for row in rows], ["method", "tasks", "updates", "recovery", "return ratio",
                                    "P({} recovers more)".format(first), "P({} returns more)".format(first)])]
 
 
@@ -111,9 +112,9 @@ def _distance(report, rows):
 
 
 def _relearning(report, rows):
-    return ["## Does it come back?\n\nCost after ordinary training on the retain set, for ten times the updates of "
-            "unlearning. \"Beyond retraining\": the rise minus that of the retrained agent, which had the same further "
-            "training, seed by seed.",
+    return ["## Does it come back?\n\nCost after ordinary training on the retain set, for ten times the updates of the "
+            "suite's budget. \"Beyond retraining\": the rise minus that of the retrained agent, which had the same "
+            "further training, seed by seed.",
             markdown_table([[_name(row), row["method"], number(row["before"]), number(row["after"]),
                              number(row["rise"], "+"), "" if row["beyond"] is None else number(row["beyond"], "+"),
                              row["verdict"] or ""] for row in rows],
@@ -124,7 +125,7 @@ def _checkpoints(report, rows):
     return ["## Safe while it forgets?\n\nEvery checkpoint that the method accepted, evaluated in the environment "
             "afterwards, compared with the poisoned agent in the same episodes. \"Regret\": of the last one, which the "
             "method returns, against the checkpoint with the highest return within the cost limit, or the lowest "
-            "cost.",
+            "cost; the best of several noisy means is high by chance, so some regret is found where there is none.",
             markdown_table([[_name(row), row["method"], row["accepted"],
                              _of(row["higher"], row["accepted"]), _of(row["beyond"], row["accepted"]),
                              "-" if row["worst"] is None else "{:+.1f}".format(row["worst"]),

@@ -56,18 +56,18 @@ def main(args):
 
 def run(bench, suite, args):
     """Run the bench called ``bench``; ``suite`` is small, full, a file, or a mapping that stands for a file."""
-    check_common(args)
     if bench not in BENCHES:
         raise ConfigError("unknown bench '{}': there are {}".format(bench, ", ".join(BENCHES)))
+    check_common(args, queue=1 if bench == "speed" else QUEUE)
     if not isinstance(suite, dict) and suite in SHIPPED:
         suite = os.path.join(resources.folder("configs"), "bench", bench + SHIPPED[suite])
     return importlib.import_module(BENCHES[bench][0]).run(suite, args)
 
 
-def check_common(args):
+def check_common(args, queue=QUEUE):
     """Check what :func:`add_common` has added, and set ``jobs`` and ``parameters``. Raises ConfigError."""
     if args.jobs is None:
-        args.jobs = QUEUE if args.cluster == "slurm" else 1
+        args.jobs = queue if args.cluster == "slurm" else 1
     if args.jobs < 1:
         raise ConfigError("--jobs must be at least 1, got {}".format(args.jobs))
     if args.set and not args.cluster:

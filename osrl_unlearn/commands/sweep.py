@@ -32,7 +32,7 @@ def main(args):
         from osrl_unlearn.bench import sweep
         bench.check_common(args)
         return sweep.run(values, args)
-    name, suite = values.pop("bench"), values.pop("suite", None)
+    name, suite = str(values.pop("bench")), values.pop("suite", None)
     if suite is not None and values:
         raise ConfigError("{}: give the suite, or what a suite holds ({}), not both".format(
             args.sweep, ", ".join(map(str, values))))

@@ -358,11 +358,18 @@ def _named(methods):
 
 
 def _per_agent(runs, name):
-    """Mean cost and return of every trained agent: runs that start from the same weights are one number."""
+    """Mean cost and return of every trained agent: runs that start from the same weights are one number.
+
+    So are retrained agents, if one of them is the reference of runs that start from different weights.
+    """
+    reports = [run.report for run in runs if evaluated(run.report) and run.report[name] is not None and not run.swapped]
+    agents = [report["models"]["before"] for report in reports]
+    if name == "reference":
+        references = [report["models"].get("reference") or json.dumps(report[name]["episodes"]) for report in reports]
+        agents = references if len(set(references)) < len(set(agents)) else agents
     episodes = {}
-    for run in runs:
-        if evaluated(run.report) and run.report[name] is not None and not run.swapped:
-            episodes.setdefault(run.report["models"]["before"], []).append(run.report[name]["episodes"])
+    for agent, report in zip(agents, reports):
+        episodes.setdefault(agent, []).append(report[name]["episodes"])
     return intervals.per_seed(episodes)
 
 
@@ -373,7 +380,7 @@ def _group_verdict(name, runs):
     if len(runs) == 1:
         sentence += verdicts(runs[0])[0]["text"]
     else:
-        sentence += "{} of {} runs are shown to be within the limit of {}".format(
+        sentence += "{} of {} runs are shown to be within the limit of {} with half of the return or more".format(
             levels.count("good"), len(runs), setting(report["cost_limit"]))
         after, before = (list(_per_agent(runs, name)["cost"].values()) for name in ("unlearned", "poisoned"))
         sentence += "; there are no costs of them." if not after else (
