@@ -1,6 +1,7 @@
 """The command line. ``osrl-unlearn SCRIPT`` is short for ``osrl-unlearn run SCRIPT``."""
 import argparse
 import dataclasses
+import errno
 import importlib
 import os
 import sys
@@ -65,6 +66,12 @@ def explain(error):
         print("osrl-unlearn: error: {} is not installed: run 'osrl-unlearn doctor' to see what is missing".format(
             error.name), file=sys.stderr)
         return 2
+    if isinstance(error, BrokenPipeError):  # "| head": whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        print("osrl-unlearn: error: {}".format(error), file=sys.stderr)
+        return 2
     if isinstance(error, KeyboardInterrupt):
         print("osrl-unlearn: interrupted", file=sys.stderr)
         return 130
@@ -77,7 +84,9 @@ def _command(name, argv):
     parser = argparse.ArgumentParser("osrl-unlearn " + name, description=COMMANDS[name][1] + ".", allow_abbrev=False)
     module = add_arguments(name, parser)
     status.quiet = QUIET in argv
-    return module.main(parser.parse_args([arg for arg in argv if arg != QUIET]))  # also after a sub-command
+    code = module.main(parser.parse_args([arg for arg in argv if arg != QUIET]))  # also after a sub-command
+    sys.stdout.flush()  # what cannot be written is an error while it can still be said
+    return code
 
 
 def add_arguments(name, parser):
@@ -121,6 +130,9 @@ def run(argv):
         text = session.finish(not status.quiet) if session is not None else None
         if text:
             finish_wandb()
+    except OsrlUnlearnError:
+        finish_wandb(1)
+        raise
     finally:
         for note in (patches.undo() if patches is not None else []):
             status.say(note)
@@ -131,11 +143,11 @@ def run(argv):
     return 0
 
 
-def finish_wandb():
+def finish_wandb(code=0):
     """wandb prints a summary when the process ends; ours should be the last lines."""
     wandb = sys.modules.get("wandb")
     if getattr(wandb, "run", None) is not None:
-        wandb.finish()
+        wandb.finish(exit_code=code)
 
 
 def _run_target(runner, line, rest, ours):

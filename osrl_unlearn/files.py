@@ -3,6 +3,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pickle
 import tempfile
 from contextlib import contextmanager
 
@@ -108,10 +109,13 @@ def load_tensors(path, device="cpu"):
         raise RunError("no checkpoint at {}: expected a file written by torch.save".format(path))
     try:
         return _convert(torch.load(path, map_location=device, weights_only=True), lambda v: v[_FLOAT].item(), dict)
-    except Exception as error:
+    except pickle.UnpicklingError as error:
         raise RunError("{} is not a plain tensor checkpoint ({}); it was not loaded, because unpickling it could run "
                        "code. Save it again with torch.save({{'model_state': model.state_dict()}}, ...)".format(
                            path, (str(error) or type(error).__name__).splitlines()[0][:120]))
+    except Exception as error:
+        raise RunError("{} is damaged, empty or cut off ({}): copy it again, or make it anew".format(
+            path, (str(error) or type(error).__name__).splitlines()[0][:120]))
 
 
 def sha256_array(array):

@@ -217,7 +217,7 @@ def read_yaml(path):
         with open(path, encoding="utf-8") as file:
             value = yaml.safe_load(file)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("{} is not valid YAML: {}".format(path, str(error).splitlines()[0]))
+        raise ConfigError("{} is not valid YAML: {}".format(path, " ".join(str(error).split())))
     if not isinstance(value, dict):
         raise ConfigError("{}: expected a mapping of options, found {}".format(path, type(value).__name__))
     return value

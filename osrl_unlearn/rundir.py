@@ -141,10 +141,13 @@ def read_config(run_dir):
         with open(path, encoding="utf-8") as file:
             config = yaml.load(file, Loader=_ConfigLoader)
     except yaml.YAMLError as error:
-        raise RunError("{} cannot be read: {}".format(path, str(error).splitlines()[0]))
+        raise RunError("{} cannot be read: {}".format(path, " ".join(str(error).split())))
     missing = [key for key in ("task", "cost_limit", "episode_len") if key not in (config or {})]
     if missing:
         raise RunError("{} lacks {}: expected the file that OSRL's logger saves".format(path, ", ".join(missing)))
+    for key, kind, what in (("cost_limit", (int, float), "a number"), ("episode_len", int, "a whole number")):
+        if not isinstance(config[key], kind) or isinstance(config[key], bool):
+            raise RunError("{}: {} must be {}, got {!r}".format(path, key, what, config[key]))
     return config
 
 

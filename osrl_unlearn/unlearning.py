@@ -115,6 +115,9 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     settings = json.loads(json.dumps(dict(
         about, model=model_before, forget=trained.manifest.digest(), eval_episodes=config.eval_episodes,
         strict=config.strict, reference=reference and sha256_state(reference.model.state_dict()))))
+    if reference is not None and settings["reference"] == model_before:
+        raise RunError("the reference has the weights of the agent before unlearning: expected one that was retrained "
+                       "without the forget set")
     report = _done(folder, settings)
     if report is not None:
         say("{} is complete (.complete): nothing is done again; delete the folder to start anew".format(folder))
@@ -125,6 +128,8 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
                        on_check=_logging(adapter.trainer.logger, offset))
     for note in prepared.notes:
         say(note)
+    if os.path.isfile(os.path.join(folder, "report.json")):
+        say("{} holds a result of other settings: it is replaced, and an audit of it goes".format(folder))
     trained = dataclasses.replace(trained, notes=trained.notes + prepared.notes)
     screening = _screened(trained, prepared.context.forget.rows.cpu().numpy(), config)
     request = dict(about, forget=trained.manifest.digest())
@@ -147,8 +152,8 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
         outcome = prepared.run(resume)
     except Interrupted as interrupted:
         save_tensors(_resume_path(folder), dict(interrupted.state, about=request, model=model_before))
-        print("\nosrl-unlearn: interrupted; the agent is in its last accepted state. Run the same unlearning again on "
-              "{} to go on from step {}".format(trained.folder, interrupted.state["i"]), file=sys.stderr)
+        print("\nosrl-unlearn: interrupted after {} of {} steps; the same unlearning of {} goes on from there".format(
+            interrupted.state["i"], steps, trained.folder), file=sys.stderr)
         raise KeyboardInterrupt
     _save(folder, trained, about, method, offset + outcome.steps)
     report = _report(trained, config, about, outcome, constants, model_before)
@@ -179,7 +184,7 @@ def _check_reference(run_dir, names, task, adapter):
     """Raise RunError unless the agent in ``run_dir``, of one of these ``names``, can be compared with ``adapter``'s."""
     found = rundir.read_config(run_dir)["task"]
     if found != task or adapter.name not in names:
-        raise RunError("--unlearn.reference {} holds {} on {}, the agent is {} on {}".format(
+        raise RunError("the reference {} holds {} on {}, the agent is {} on {}".format(
             run_dir, " or ".join(names) or "an unknown agent", found, adapter.name, task))
 
 

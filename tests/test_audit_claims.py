@@ -129,7 +129,7 @@ def test_an_attack_without_effect_leaves_nothing_to_relearn(monkeypatch):
     ctx = Context(agents[0], bad.data, bad.ids, bad.manifest, 5, 0.1, batch_size=8, updates=100, original=agents[1],
                   references=agents[2:])
     rewards = {agents[0]: 9.0, agents[1]: 5.0, agents[2]: 8.0}
-    numbers = lambda a: {"cost": [1.0, 2.0, 3.0], "reward": [rewards[a] + n for n in range(3)]}  # noqa: E731
+    numbers = lambda a: {"cost": [2.0] * 5, "reward": [rewards[a] + n for n in range(-1, 4)]}  # noqa: E731
     monkeypatch.setattr(Relearning, "_look", staticmethod(lambda ctx: (
         numbers, {name: numbers(adapter) for name, adapter in ctx.agents.items()})))
     # A lower return is what the attack did.
@@ -185,7 +185,8 @@ def test_verdicts():
     of = lambda **holds: certificate.verdict([{"claim": k, "holds": v} for k, v in holds.items()])  # noqa: E731
     assert of(changed=True, no_member=True) == ("unlearned", "every claim holds")
     # That a weight differs is no part of unlearning.
-    assert of(changed=True, no_member=None) == ("not", "not tested: no_member")
+    assert of(changed=True, no_member=None) == ("untested", "not tested: no_member")
+    assert of(changed=True, no_member=None, within_limit=False) == ("not", "fails: within_limit; not tested: no_member")
     assert of(changed=True, within_limit=True, no_member=None) == ("partly", "not tested: no_member")
     one = of(changed=True, no_member=True, no_auditor_finding=None)
     assert one == ("unlearned", "every claim holds; no_auditor_finding cannot be tested here")
@@ -227,7 +228,7 @@ def test_an_audit_of_agents_without_critics_or_states(agent, few_steps):
     assert ("reconstruction - reference" in attacks) == (agent == "bearl")
     assert all(figures[name]["tests"] == METRICS.load(name).tests for name in figures if name not in absent)
     found = certificate.claims(figures, certificate.model_hashes(ctx), LIMIT, False)
-    assert certificate.verdict(found)[0] in ("not", "partly")
+    assert certificate.verdict(found)[0] in ("not", "partly", "untested")
     assert {c["claim"] for c in found if c["holds"] is None} >= {"within_limit", "not_above_reference"}
 
 

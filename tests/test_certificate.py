@@ -125,7 +125,8 @@ def test_an_audit_from_the_command_line(audited, honest, capsys):
     assert set(honest["audit"]["safety"]["value"]["agents"]) == {"audited", "original", "reference", "reference 2"}
     assert set(honest["audit"]["distance"]["value"]["audited - reference"]) == {"forget", "retain", "fresh"}
     assert honest["unlearning"]["method"] == "fine_tune"
-    assert {when: honest["models"][when] for when in ("before", "after")} == honest["unlearning"]["models"]
+    assert {when: honest["unlearning"]["models"][when] for when in ("before", "after")} == {
+        when: honest["models"][when] for when in ("before", "after")}
     assert len(set(honest["models"]["references"])) == 2 and "taken on trust" in honest["limits"][0]
     assert honest["versions"]["code"] == certificate.code()
     assert {c["claim"]: c["holds"] for c in honest["claims"]}["changed"] is True and len(honest["claims"]) == 8

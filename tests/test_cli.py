@@ -119,6 +119,14 @@ def test_a_command_whose_output_is_closed(tmp_path, command):
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("end, status, text", [("| true", 141, None), ("> /dev/full", 2, "No space left on device")])
+def test_output_that_nobody_takes(tmp_path, end, status, text):
+    done = subprocess.run([shutil.which("bash"), "-c", '"$0" -u -m osrl_unlearn plugins {}; exit "${{PIPESTATUS[0]}}"'.format(
+        end), sys.executable], cwd=str(tmp_path), env=subprocess_environment(), text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE)
+    assert done.returncode == status and "Traceback" not in done.stderr and (text or "") in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("command", [
     ["demo"], ["poison", "--dataset", SHIPPED, "--attack", "cost_hide", "--out", "poisoned.hdf5"]])
 def test_a_seed_that_not_every_generator_takes(fails, command):
@@ -256,6 +264,9 @@ def test_what_is_complete_is_not_done_again_and_quiet_silences_what_is_only_said
 
 def test_a_result_is_complete_with_this_agent_and_this_reference_only(run_dir, tmp_path, capfd):
     reference = shutil.copytree(str(run_dir), str(tmp_path / "reference"))
+    weights = rundir.read_weights(reference)
+    weights["actor.mu_layer.bias"] -= 1
+    torch.save({"model_state": weights}, rundir.model_path(reference))
     result = rundir.unlearned_dir(str(run_dir), "fine_tune")
 
     def again():
@@ -293,6 +304,9 @@ def test_a_list_of_trajectories_becomes_a_forget_manifest(fails, run_dir, tmp_pa
         assert manifest.spans == [[3, 0, 200], [7, 0, 200]] and manifest.task == CONFIG["task"]
     assert "names 2 trajectories, 400 of 84,000 rows" in capfd.readouterr().out
     # The run's data are poisoned, the list says nothing of that.
+    fails("verify", "lines.txt.out", match="poisons its data as it loads them, give --run RUN_DIR")
+    assert cli.main(["verify", "lines.txt.out", "--run", str(run_dir)]) == 0
+    assert "400 rows in 2 trajectories of the data that {} was trained on".format(run_dir) in capfd.readouterr().out
     assert cli.main(["unlearn", str(run_dir), "--method", "fine_tune", "--steps", "1", "--eval-episodes", "0",
                      "--forget", "lines.txt.out"]) == 0
     by_file = ["manifest", tmp_path / "list.json", "--dataset", SHIPPED, "--out", tmp_path / "by_file.json"]
@@ -305,7 +319,7 @@ def test_a_list_of_trajectories_becomes_a_forget_manifest(fails, run_dir, tmp_pa
     out = ["--out", "new.json"]
     fails("manifest", "words.txt", "--dataset", SHIPPED, *out, match="found 'seven'")
     fails("manifest", "spans.json", "--dataset", SHIPPED, *out, match="found '[1'")
-    fails("manifest", "empty.txt", "--dataset", SHIPPED, *out, match="found ''")
+    fails("manifest", "empty.txt", "--dataset", SHIPPED, *out, match="empty.txt names no trajectory")
     fails("manifest", "high.txt", "--dataset", SHIPPED, *out, match="no trajectory 420: theirs are 420 of 0 to 419")
     fails("manifest", "nowhere.txt", "--dataset", SHIPPED, *out, match="cannot be read (No such file")
     fails("manifest", "list.json", *out, match="trajectories of what?")
@@ -322,6 +336,9 @@ def test_a_manifest_of_a_file_has_the_hashes_of_what_dsrl_reads(fails, tmp_path,
         assert cli.main(["verify", name + ".json", "--task", CONFIG["task"]]) == 0
     assert "names 1 trajectories, 200 of 1,800 rows" in capfd.readouterr().out
     assert cli.main(["verify", "says.hdf5.json"]) == 0
+    edited = json.loads((tmp_path / "says.hdf5.json").read_text())
+    (tmp_path / "edited.json").write_text(json.dumps(dict(edited, spans=[[3, 0, 201]])))
+    fails("verify", "edited.json", match="past the end of trajectory 3")
     fails("verify", "silent.hdf5.json", match="records no task, so its dataset cannot be read: give --task TASK")
     fails("verify", "says.hdf5.json", "--task", "OfflineCarRun-v0", match="says.hdf5.json is for OfflineBallCircle-v0")
 
@@ -498,6 +515,24 @@ def test_what_this_agent_lacks_is_said_before_its_data_are_read(fails, run_dir, 
     unlearn(fails, run_dir, "--method", "grad_diff", match="'grad_diff' needs action_values")
     unlearn(fails, run_dir, "--forget", "detect", "--detector", "value_gap", match="critics of actions")
     unlearn(fails, run_dir, "--reference", other, match="holds cpq on OfflineCarRun-v0, the agent is bc on")
+
+
+def test_damaged_files_of_a_run(fails, run_dir):
+    weights = run_dir / "checkpoint" / "model.pt"
+    whole = weights.read_bytes()
+    for content in (b"", whole[:len(whole) // 2]):
+        weights.write_bytes(content)
+        unlearn(fails, run_dir, match="model.pt is damaged, empty or cut off")
+    weights.write_bytes(whole)
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(dict(CONFIG, cost_limit="abc")))
+    unlearn(fails, run_dir, match="config.yaml: cost_limit must be a number, got 'abc'")
+    for content, match in (("[1]", "it holds no mapping"), ('{"unit": "trajectory", "spans": []}', "lacks columns, rows")):
+        (run_dir / "osrl_unlearn" / "forget.json").write_text(content)
+        fails("verify", rundir.manifest_path(str(run_dir)), match=match)
+
+
+def test_the_agent_before_unlearning_is_no_reference(fails, run_dir):
+    unlearn(fails, run_dir, "--reference", run_dir, match="has the weights of the agent before unlearning")
 
 
 def test_an_agent_that_diverged(fails, run_dir):

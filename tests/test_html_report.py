@@ -302,6 +302,17 @@ def test_one_retrained_agent_is_one_number_however_many_runs_it_is_compared_with
     assert "| safe_rule | 3 |" in text and "| retrained | 1 |" in text
 
 
+def test_methods_may_be_evaluated_in_different_numbers_of_episodes(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "_figures", lambda *_: [])
+    for method, count in (("safe_rule", 5), ("fine_tune", 3)):
+        def change(report, method=method, count=count):
+            report.update(method=method)
+            set_costs(report, poisoned=HIGH[:count], unlearned=LOW[:count])
+        write_run(tmp_path / "run" / "unlearned" / method, change)
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    assert "it was 57.0 when poisoned" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
 def test_other_tasks_and_options_are_not_mixed(tmp_path, monkeypatch):
     monkeypatch.setattr(page_module, "_figures", lambda *_: [])
     write_run(tmp_path / "a")

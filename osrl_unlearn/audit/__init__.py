@@ -17,7 +17,7 @@ def audit(trainer, data, forget, *, original=None, references=(), holdout=None, 
 
     Returns:
         {"audit": {metric: figures, or why there are none}, "claims": [{"claim", "text", "holds": True, False or None
-        for not tested, "because"}], "verdict": "unlearned", "partly" or "not", "reason", "limits"}.
+        for not tested, "because"}], "verdict": "unlearned", "partly", "not" or "untested", "reason", "limits"}.
 
     Raises:
         IncompatibleAgent, ManifestMismatch; ConfigError: no cost limit is known, or a reference has the weights of

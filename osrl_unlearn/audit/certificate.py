@@ -17,6 +17,7 @@ from osrl_unlearn.data.manifest import ForgetManifest, column_hashes, versions
 from osrl_unlearn.errors import ConfigError, ManifestMismatch, OsrlUnlearnError, RunError
 from osrl_unlearn.evaluate.report import check
 from osrl_unlearn.evaluate.statistics import paired_difference
+from osrl_unlearn.evaluate.verdict import FEW
 from osrl_unlearn.files import sha256_file, sha256_state, write_text
 
 SCHEMA_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "certificate.schema.json")
@@ -114,13 +115,21 @@ def _changed(models):
     return not same, "because {}".format("no weight differs" if same else "weights differ")
 
 
+def _few(count):
+    return None, "because too few episodes ({}) show nothing: add --episodes N, at least {}".format(count, FEW)
+
+
 def _within(cost, limit):
+    if cost["n"] < FEW:
+        return _few(cost["n"])
     return cost["ci95"][1] <= limit, "because its cost is {:.4g}, 95 % interval [{:.4g}, {:.4g}], limit {:g}".format(
         cost["mean"], *cost["ci95"], limit)
 
 
 def _not_above(differences):
     difference = min(differences, key=lambda found: found["mean"])
+    if difference["n"] < FEW:
+        return _few(difference["n"])
     return not _above(differences), "because its cost minus the most costly reference's is {:.4g}, 95 % interval " \
         "[{:.4g}, {:.4g}]{}".format(difference["mean"], *difference["ci95"], _spread_said(differences))
 
@@ -218,6 +227,9 @@ def _auditor(value):
 
 
 def _trigger(value, limit):
+    count = min(agents["audited"]["cost"]["n"] for agents in value.values())
+    if count < FEW:
+        return _few(count)
     works = {label: agents for label, agents in value.items()
              if "original" not in agents or agents["original"]["cost"]["mean"] > limit}
     if not works:
@@ -245,8 +257,8 @@ def _stays(value):
             continue
         others = {name: found for name, found in agents.items() if "reference" in name}
         own = agents["audited"]
-        if len(own[measure][0]) < 2:
-            return None, "because one number per agent does not show what is noise: add --episodes N, at least 2"
+        if len(own[measure][0]) < FEW:
+            return _few(len(own[measure][0]))
         if not others and label != "retain set":
             continue  # the forget set teaches its behaviour to any agent
         if own["updates"] is None or any(
@@ -256,8 +268,8 @@ def _stays(value):
         differences = [paired_difference(sign * np.array(own[measure][place]), sign * np.array(found[measure][place]))
                        for found in others.values()]
         if not others or _above(differences):
-            return False, "because on the {} {} reached after {} updates{}".format(
-                label, level, own["updates"],
+            return False, "because on the {} {} reached {}{}".format(
+                label, level, "after {} updates".format(own["updates"]) if own["updates"] else "before any training",
                 ", by no reference so soon" if others else "; add --reference RUN_DIR to compare with")
     return True, "because within {} updates {} not reached{}".format(
         value["budget"], level,
@@ -265,7 +277,7 @@ def _stays(value):
 
 
 def verdict(found):
-    """("unlearned", "partly" or "not", the reason) from :func:`claims`.
+    """("unlearned", "partly", "not" or "untested", the reason) from :func:`claims`.
 
     Both claims of MEMBERSHIP ask the same: where one of them can be tested, nothing is missing without the other.
     """
@@ -281,7 +293,7 @@ def verdict(found):
         ("fails", failed), ("not tested", untested)) if names)
     decisive = {"changed", *MEMBERSHIP, "no_noise", "trigger"} & set(failed)
     shown = any(value for name, value in holds.items() if name != "changed")  # any change of a weight is one
-    return ("not" if decisive or not shown else "partly"), reason
+    return ("not" if decisive or failed and not shown else "partly" if shown else "untested"), reason
 
 
 # Writing and checking -------------------------------------------------------------------------------------------------

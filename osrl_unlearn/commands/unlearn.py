@@ -100,6 +100,8 @@ def numbers_in(text, path):
     text = text.strip()
     inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     words = re.split(r"[\s,]+", inner.strip(" \n,"))
+    if words == [""]:
+        raise ConfigError("{} names no trajectory".format(path))
     wrong = next((word for word in words if not word.isdecimal()), None)
     if wrong is not None:
         raise ConfigError("{}: expected a forget manifest, or trajectory numbers, 0 or more; found {!r}".format(

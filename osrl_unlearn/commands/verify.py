@@ -5,6 +5,7 @@ from osrl_unlearn import environments, rundir
 from osrl_unlearn.audit.certificate import code, is_certificate, verify
 from osrl_unlearn.audit.signature import signature_path, signer
 from osrl_unlearn.commands.audit import repeat
+from osrl_unlearn.commands.unlearn import load_data
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.poison import repeat_attack
 from osrl_unlearn.errors import ConfigError, ManifestMismatch
@@ -17,6 +18,8 @@ def add_arguments(parser):
                                                                   "'osrl-unlearn audit'")
     parser.add_argument("--dataset", help="DSRL file (default: the one the manifest records)")
     parser.add_argument("--task", help="of a manifest: DSRL task (default: the one the manifest records)")
+    parser.add_argument("--run", metavar="RUN_DIR",
+                        help="of a manifest: the run whose data it names, if the run poisons them as it loads them")
     parser.add_argument("--signers", metavar="FILE",
                         help="of a certificate: one of OpenSSH's allowed signers in FILE must have signed it")
     parser.add_argument("--recompute", action="store_true", help="of a certificate: compute every figure again")
@@ -29,13 +32,21 @@ def main(args):
                           "which are in RUN_DIR/osrl_unlearn".format(args.manifest, "a folder" if os.path.isdir(
                               args.manifest) else "not there"))
     if is_certificate(args.manifest):
-        if args.task:
-            raise ConfigError("--task: {} is a certificate, which names its task itself".format(args.manifest))
+        for option, own in (("task", "task"), ("run", "run")):
+            if getattr(args, option):
+                raise ConfigError("--{}: {} is a certificate, which names its {} itself".format(
+                    option, args.manifest, own))
         return _certificate(args)
     for option in ("recompute", "signers"):
         if getattr(args, option):
             raise ConfigError("--{}: {} is no certificate".format(option, args.manifest))
     manifest = ForgetManifest.load(args.manifest)
+    if args.run:
+        if args.task:
+            raise ConfigError("--task: {} names its task itself".format(args.run))
+        run = rundir.load(args.run)
+        data, ids = load_data(run, manifest, args.dataset)
+        return _ok(manifest, data, ids, "the data that {} was trained on".format(args.run))
     if args.task and manifest.task not in (args.task, None):
         raise ConfigError("--task {}: {} is for {}".format(args.task, args.manifest, manifest.task))
     task = args.task or manifest.task
@@ -43,14 +54,22 @@ def main(args):
         raise ConfigError("{} records no task, so its dataset cannot be read: give --task TASK".format(args.manifest))
     env = environments.make(task, manifest.cost_limit or 0)
     data, ids = environments.load(env, {"task": task}, args.dataset or manifest.dataset)
+    where = args.dataset or manifest.dataset
     try:
         manifest.verify(data)  # what agents are trained on: a file that is poisoned already
-    except ManifestMismatch:
+    except ManifestMismatch as error:
         if manifest.attack is None:
-            raise
-        repeat_attack(data, manifest, ids, _attack_state(args.manifest))
+            raise ManifestMismatch("{}; or, if it is about a run that poisons its data as it loads them, give --run "
+                                   "RUN_DIR".format(error))
+        again = repeat_attack(data, manifest, ids, _attack_state(args.manifest))
+        data, ids, where = again.data, again.ids, "{}, once that is poisoned again".format(where)
+    return _ok(manifest, data, ids, where)
+
+
+def _ok(manifest, data, ids, where):
+    manifest.row_numbers(data, ids)  # spans may be edited by hand
     print("ok: {} rows in {} trajectories of {}; every column has the recorded hash".format(
-        manifest.rows, manifest.trajectories, args.dataset or manifest.dataset))
+        manifest.rows, manifest.trajectories, where))
     return 0
 
 

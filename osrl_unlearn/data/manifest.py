@@ -128,6 +128,11 @@ class ForgetManifest:
         try:
             with open(path, encoding="utf-8") as file:
                 value = json.load(file)
+            if not isinstance(value, dict):
+                raise ValueError("it holds no mapping")
+            lacking = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory} - set(value)
+            if lacking:
+                raise ValueError("it lacks " + ", ".join(sorted(lacking)))
             known = {f.name for f in dataclasses.fields(cls)}
             manifest = cls(**{k: v for k, v in value.items() if k in known})
             if not _whole(manifest.schema):

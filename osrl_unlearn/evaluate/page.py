@@ -21,7 +21,8 @@ TEMPLATE = "page.html"
 LABELS = {"good": "Within the limit", "uncertain": "Look closer", "bad": "Do not use"}
 AUDITED = {"unlearned": ("good", "Unlearned", "the agent counts as unlearned"),
            "partly": ("uncertain", "Partly unlearned", "the agent counts as partly unlearned"),
-           "not": ("bad", "Not unlearned", "the agent does not count as unlearned")}
+           "not": ("bad", "Not unlearned", "the agent does not count as unlearned"),
+           "untested": ("uncertain", "Not tested", "nothing was tested that tells")}
 SHOWN = {"reference": "retrained"}  # what report.json calls reference is a retrained agent
 DPI = 180
 WORST = 5  # episodes, trajectories

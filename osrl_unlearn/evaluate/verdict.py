@@ -102,6 +102,8 @@ def sentences_of(report):
                 "nothing about reward and cost in the environment."]
     poisoned, unlearned, n = report["poisoned"], report["unlearned"], report["unlearned"]["cost"]["n"]
     sentences = ["Unlearning was carried out; " + _against_limit(unlearned["cost"], report["cost_limit"])]
+    if n < FEW:
+        sentences.insert(0, "Few episodes were run ({}): nothing can be concluded from the figures.".format(n))
     others = [("poisoned", poisoned)]
     if report["reference"] is not None:
         others.append(("reference", report["reference"]))
@@ -118,8 +120,6 @@ def sentences_of(report):
     sentences += ["The request to forget looks harmful: {}.".format(w)
                   for w in report.get("screening", {}).get("warnings", ())]
     sentences.append(_kept(unlearned["reward"]["mean"], [(name, other["reward"]["mean"]) for name, other in others]))
-    if n < FEW:
-        sentences.append("Few episodes were run ({}): nothing can be concluded from these differences.".format(n))
     return sentences
 
 
@@ -127,8 +127,8 @@ def _against_limit(cost, limit):
     low, high = cost["ci95"]
     text = "its mean cost of {} per episode is {} the cost limit of {}".format(
         number(cost["mean"]), "at or under" if cost["mean"] <= limit else "OVER", setting(limit))
-    if cost["n"] == 1:
-        return text + " (one episode: no confidence interval)."
+    if cost["n"] < FEW:
+        return text + "."
     interval = "its 95 % interval [{}, {}]".format(number(low), number(high))
     if cost["mean"] <= limit:
         more = ", and so is the upper end of {}." if high <= limit else ", but the upper end of {} is over it."
@@ -146,11 +146,9 @@ def _change(agent, other, key):
     if difference["mean"] == low == high == 0:
         return "the same in every episode"
     size = "{} {}".format(number(abs(difference["mean"])), "lower" if difference["mean"] < 0 else "higher")
-    if difference["n"] == 1:
-        return size + " in the one episode that was run"
-    interval = "95 % interval of the paired difference [{}, {}]".format(number(low), number(high))
     if difference["n"] < FEW:
-        return "{} ({})".format(size, interval)
+        return size
+    interval = "95 % interval of the paired difference [{}, {}]".format(number(low), number(high))
     return "{} ({}, which {} 0{})".format(size, interval, *(
         ("excludes", "") if low > 0 or high < 0 else ("includes", ": no difference is shown")))
 

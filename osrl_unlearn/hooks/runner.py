@@ -158,8 +158,9 @@ def _script_path(target):
     if os.path.isdir(target):
         raise ConfigError("{} is a directory: expected a Python file".format(target))
     if not os.path.isfile(target):
-        raise ConfigError("no script at {}: expected a Python file; the current directory is {}".format(
-            target, os.getcwd()))
+        raise ConfigError("no script at {}: expected a Python file; the current directory is {}{}".format(
+            target, os.getcwd(), "" if os.sep in target or target.endswith(".py") else
+            "; 'osrl-unlearn --help' lists the commands"))
     return target if sys.version_info < (3, 9) else os.path.join(os.getcwd(), target)
 
 

@@ -103,8 +103,8 @@ class Method(ABC):
         """Raise IncompatibleAgent if the agent lacks what the method requires."""
         missing = self.requires - adapter.capabilities
         if missing:
-            raise IncompatibleAgent(adapter.name, ["the method '{}' needs {}".format(
-                self.name, ", ".join(sorted(missing)))])
+            raise IncompatibleAgent(adapter.name, ["the method '{}' needs {}; safe_rule, fine_tune and retrain take every "
+                                                   "agent".format(self.name, " and ".join(sorted(missing)))])
 
     def prepare(self, ctx):
         """Called once before the first step of a fresh run."""
