@@ -43,11 +43,11 @@ def make_method(name, options=None):
 def check_budget(steps=None, budget=None):
     """Raise ConfigError if both are given, or one that cannot be spent."""
     if steps is not None and budget is not None:
-        raise ConfigError("--unlearn.steps and --unlearn.budget exclude each other: give one")
+        raise ConfigError("steps and budget exclude each other: give one")
     if steps is not None and steps < 1:
-        raise ConfigError("--unlearn.steps must be at least 1, got {}".format(steps))
+        raise ConfigError("the steps must be at least 1, got {}".format(steps))
     if budget is not None and not 0 < budget < math.inf:
-        raise ConfigError("--unlearn.budget must be a positive share of the training updates, got {}".format(budget))
+        raise ConfigError("the budget must be a positive share of the training updates, got {}".format(budget))
 
 
 def budget_steps(method, training_updates, steps=None, budget=None):

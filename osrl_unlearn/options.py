@@ -16,17 +16,18 @@ def parse(cls, values, where):
 
     ``where`` prefixes messages ("--poison."). Raises ConfigError for an unknown name or a value of the wrong type.
     """
+    shown = (lambda name: where + name.replace("_", "-")) if where == "--" else where.__add__
     types = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls) if f.init}
     out = {}
     for name, value in values.items():
         if name not in fields:
-            raise ConfigError("unknown option {}{}: {}".format(where, name, nearest(name, fields)))
-        out[name] = _coerce(value, types[name], where + name)
+            raise ConfigError("unknown option {}: {}".format(shown(name), nearest(name, fields)))
+        out[name] = _coerce(value, types[name], shown(name))
     try:
         return cls(**out)
-    except (TypeError, AttributeError, ValueError) as error:  # the first two: values of another kind in a list or mapping
-        raise ConfigError("{}: {}".format(where.rstrip(". ") or "the file", error))
+    except (TypeError, AttributeError, ValueError) as error:  # the first two: of values in a list or mapping
+        raise ConfigError("{}: {}".format(where.rstrip(". -") or "not usable", error))
 
 
 def _coerce(value, expected, label):

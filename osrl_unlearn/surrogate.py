@@ -57,7 +57,7 @@ def check_trained(adapter, data, column, name):
     The measure is Spearman's correlation of Q(s, a) with the discounted sum of ``column`` to the end of the trajectory.
     """
     if "action_values" not in adapter.capabilities:
-        raise ConfigError("--poison.surrogate holds {}, which has no critics of actions: give a BCQ-Lag, BEAR-Lag or "
+        raise ConfigError("the surrogate holds {}, which has no critics of actions: give a BCQ-Lag, BEAR-Lag or "
                           "CPQ agent".format(adapter.name))
     rows = np.linspace(0, len(data["rewards"]) - 1, min(CHECK_ROWS, len(data["rewards"]))).astype(np.int64)
     done = np.logical_or(data["terminals"], data["timeouts"])
@@ -70,7 +70,7 @@ def check_trained(adapter, data, column, name):
     if not rank >= TRAINED:
         raise ConfigError(
             "the surrogate of '{}' is not trained: the rank correlation of its {} critic with the data is {:.2f}, at "
-            "least {} is needed; give --poison.surrogate a trained agent, or more --poison.surrogate_steps".format(
+            "least {} is needed; give a trained agent as surrogate, or more surrogate_steps".format(
                 name, column[:-1], rank, TRAINED))
     return rank
 
@@ -78,7 +78,7 @@ def check_trained(adapter, data, column, name):
 def check_imitates(adapter, data, name):
     """Raise ConfigError unless the policy explains a share IMITATES of the variance of the actions in ``data``."""
     if not hasattr(adapter, "policy"):
-        raise ConfigError("--poison.surrogate holds {}, which has no policy that this attack can ask: give a BCQ-Lag, "
+        raise ConfigError("the surrogate holds {}, which has no policy that this attack can ask: give a BCQ-Lag, "
                           "BEAR-Lag, CPQ or COptiDICE agent".format(adapter.name))
     rows = np.linspace(0, len(data["rewards"]) - 1, min(CHECK_ROWS, len(data["rewards"]))).astype(np.int64)
     with private_torch(0, "cpu"), torch.no_grad():
@@ -87,8 +87,8 @@ def check_imitates(adapter, data, name):
     if not explained >= IMITATES:
         raise ConfigError(
             "the reckless agent of '{}' is not trained or not reckless: it explains {:.0%} of the variance of the "
-            "actions in the most costly trajectories, at least {:.0%} is needed; give --poison.surrogate a reckless "
-            "agent, or more --poison.surrogate_steps".format(name, max(0, explained), IMITATES))
+            "actions in the most costly trajectories, at least {:.0%} is needed; give a reckless agent as "
+            "surrogate, or more surrogate_steps".format(name, max(0, explained), IMITATES))
 
 
 def _spaces(data):

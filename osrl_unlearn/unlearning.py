@@ -194,7 +194,7 @@ def _screened(trained, rows, config):
                        ids=trained.ids, seed=config.seed)
     for warning in screening["warnings"]:
         if config.strict:
-            raise RunError("the request to forget is refused (--unlearn.strict): " + warning)
+            raise RunError("the request to forget is refused (strict): " + warning)
         print("osrl-unlearn: warning: " + warning, file=sys.stderr)
     return screening
 

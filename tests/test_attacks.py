@@ -266,7 +266,7 @@ def test_a_surrogate_from_a_run_directory(tmp_path):
     torch.manual_seed(0)
     fresh = ADAPTERS.load("bcql").build(state["config"], surrogate._spaces(data))
     run = make_run(tmp_path / "fresh", dict(state, weights=fresh.model.state_dict()))
-    with pytest.raises(ConfigError, match="give --poison.surrogate a trained agent"):
+    with pytest.raises(ConfigError, match="give a trained agent as surrogate"):
         poisoned("max_cost", data, options={"surrogate": run})
     save_tensors(rundir.model_path(run), {"other": 1})
     with pytest.raises(RunError, match="no 'model_state'"):
@@ -284,13 +284,13 @@ def test_a_reckless_agent_from_a_run_directory(tmp_path):
     torch.manual_seed(0)
     fresh = ADAPTERS.load("bcql").build(state["config"], surrogate._spaces(data))
     run = make_run(tmp_path / "fresh", dict(state, weights=fresh.model.state_dict()))
-    with pytest.raises(ConfigError, match="not trained or not reckless: .*give --poison.surrogate a reckless agent"):
+    with pytest.raises(ConfigError, match="not trained or not reckless: .*give a reckless agent as surrogate"):
         poisoned("baffle", data, options={"surrogate": run})
     mild = {name: column[data["costs"].reshape(40, 20).sum(1).repeat(20) <= 7] for name, column in data.items()}
     run = make_run(tmp_path / "mild", surrogate.fit(mild, 150, seed=0))
     with pytest.raises(ConfigError, match="'baffle' is not trained or not reckless"):
         poisoned("baffle", data, options={"surrogate": run})
-    with pytest.raises(ConfigError, match="--poison.surrogate holds bc, which has no policy .*: give a BCQ-Lag"):
+    with pytest.raises(ConfigError, match="the surrogate holds bc, which has no policy .*: give a BCQ-Lag"):
         surrogate.check_imitates(adapt(make_trainer("bc")), toy_data(), "baffle")
 
 

@@ -74,7 +74,7 @@ def write(path, data, **attributes):
     (["--unlearn", "safe_rule", "--unlearn.sigma", "2"], "1, 0 or -1"),
     (["--unlearn", "safe_rule", "--unlearn.margin", "-1"], "must not be negative"),
     (["--unlearn", "safe_rule", "--unlearn.steps", "5", "--unlearn.budget", "0.1"], "exclude each other"),
-    (["--unlearn", "safe_rule", "--unlearn.steps", "0"], "--unlearn.steps must be at least 1"),
+    (["--unlearn", "safe_rule", "--unlearn.steps", "0"], "the steps must be at least 1"),
     (["--unlearn", "safe_rule", "--unlearn.budget", "inf"], "positive share of the training updates, got inf"),
     (["--unlearn", "safe_rule", "--unlearn.eval_episodes", "-1"], "must not be negative"),
     (["--unlearn", "safe_rule", "--unlearn.forget", "nowhere.json"], "no forget manifest at nowhere.json"),
@@ -121,9 +121,9 @@ def test_a_command_whose_output_is_closed(tmp_path, command):
 
 @pytest.mark.parametrize("end, status, text", [("| true", 141, None), ("> /dev/full", 2, "No space left on device")])
 def test_output_that_nobody_takes(tmp_path, end, status, text):
-    done = subprocess.run([shutil.which("bash"), "-c", '"$0" -u -m osrl_unlearn plugins {}; exit "${{PIPESTATUS[0]}}"'.format(
-        end), sys.executable], cwd=str(tmp_path), env=subprocess_environment(), text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE)
+    command = '"$0" -u -m osrl_unlearn plugins {}; exit "${{PIPESTATUS[0]}}"'.format(end)
+    done = subprocess.run([shutil.which("bash"), "-c", command, sys.executable], cwd=str(tmp_path),
+                          env=subprocess_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == status and "Traceback" not in done.stderr and (text or "") in done.stderr, done.stderr
 
 
@@ -526,7 +526,7 @@ def test_damaged_files_of_a_run(fails, run_dir):
     weights.write_bytes(whole)
     (run_dir / "config.yaml").write_text(yaml.safe_dump(dict(CONFIG, cost_limit="abc")))
     unlearn(fails, run_dir, match="config.yaml: cost_limit must be a number, got 'abc'")
-    for content, match in (("[1]", "it holds no mapping"), ('{"unit": "trajectory", "spans": []}', "lacks columns, rows")):
+    for content, match in (("[1]", "it holds no mapping"), ('{"unit": "row", "spans": []}', "lacks columns, rows")):
         (run_dir / "osrl_unlearn" / "forget.json").write_text(content)
         fails("verify", rundir.manifest_path(str(run_dir)), match=match)
 

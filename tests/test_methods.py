@@ -55,6 +55,27 @@ def matches(ctx, batch):
     return (batch.observations[:, None] == ctx.forget.everything().observations[None]).all(-1)
 
 
+def test_weights_that_are_no_numbers_end_in_a_rollback_and_not_in_torchs_error(monkeypatch):
+    agent, ctx = setting("coptidice")
+    method, before = make_method("gradient_ascent"), agent.state()
+    step = method.step
+
+    def diverging(ctx, i):
+        if i == 20:
+            with torch.no_grad():
+                next(agent.model.actor.parameters()).fill_(float("nan"))  # torch's distributions refuse it: ValueError
+        return step(ctx, i)
+
+    monkeypatch.setattr(method, "step", diverging)
+    outcome = method.run(ctx)
+    assert outcome.reason == "diverged at step 21: rolled back to the last good state" and outcome.steps == 21
+    assert all(torch.isfinite(tensor).all() for tensor in agent.model.state_dict().values())
+    agent.restore(before)
+    monkeypatch.setattr(method, "step", lambda ctx, i: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size mismatch|inconsistent tensor size"):
+        method.run(ctx)
+
+
 # gradient_ascent ------------------------------------------------------------------------------------------------------
 
 

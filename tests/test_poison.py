@@ -191,7 +191,7 @@ def test_what_is_removed_cannot_be_forgotten(data, capsys):
     (["--dataset", "data.hdf5", "--rate", "many"], "rate expects a number"),
     (["--dataset", "data.hdf5", "--rate", "0"], "chose nothing"),
     (["--dataset", "data.hdf5", "--unit", "row"], "one of trajectory"),
-    (["--dataset", "data.hdf5", "--set", "lenght=3"], "unknown option --set lenght of 'cost_hide'"),
+    (["--dataset", "data.hdf5", "--set", "lenght=3"], "unknown option lenght of 'cost_hide'"),
     (["--dataset", "data.hdf5", "--set", "segment_length"], "expected OPTION=VALUE"),
     (["--dataset", "data.hdf5", "--attack", "coverage_collapse", "--unit", "segment"], "does not work on the unit"),
     (["--dataset", "data.hdf5", "--attack", "coverage_collapse", "--rate", "1"], "remove the whole dataset"),

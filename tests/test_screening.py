@@ -110,6 +110,6 @@ def test_strict_refuses_what_is_otherwise_warned_of(tmp_path, data):
     result = poison(data, "camouflage", rate=0.2)
     trained = Trained(adapt(make_trainer("coptidice")), result.data, None, result.manifest.part("camouflage"),
                       str(tmp_path), {}, "toy", LIMIT, 0.1, 1.0, 10, 1.0, 32)
-    with pytest.raises(RunError, match="refused .--unlearn.strict.: .*says that its behaviour is costly"):
+    with pytest.raises(RunError, match="refused .strict.: .*says that its behaviour is costly"):
         run_unlearning(trained, UnlearnConfig("fine_tune", steps=1, eval_episodes=0, strict=True), progress=False)
     assert not list(tmp_path.iterdir())

@@ -50,7 +50,7 @@ class TriggerBackdoor(Attack):
         observations = data["observations"]
         dims = [int(dim) for dim in self.options.trigger_dims.split(",")]
         if not all(-observations.shape[1] <= dim < observations.shape[1] for dim in dims):
-            raise ConfigError("--poison.trigger_dims {}: the observations have {} dimensions".format(
+            raise ConfigError("trigger_dims {}: the observations have {} dimensions".format(
                 self.options.trigger_dims, observations.shape[1]))
         chosen = observations[:, dims].astype(np.float64)
         values = chosen.mean(0) + self.options.trigger_value * chosen.std(0)

@@ -28,7 +28,7 @@ def main(args):
     """Write the files; print what they are and how to use them."""
     given = {name: getattr(args, name) for name in ("rate", "unit", "seed") if getattr(args, name) is not None}
     given.update(assignments(args.set))
-    attack, settings = make_poison(args.attack, given, "--set ")
+    attack, settings = make_poison(args.attack, given, "")
     data, manifest_json, camouflage_json, attack_pt = _paths(args.out)
     source, task = _source(args.task, args.dataset)
     try:

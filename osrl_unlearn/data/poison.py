@@ -100,7 +100,7 @@ class Plan:
     def make(cls, attack, index, read, *, rate, unit, seed, state=None):
         """Let ``attack`` learn and choose. ``read`` gives DSRL's columns at row numbers. Raises ConfigError."""
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1 or math.isnan(rate):
-            raise ConfigError("--poison.rate must be a share between 0 and 1, got {}".format(rate))
+            raise ConfigError("the rate must be a share between 0 and 1, got {}".format(rate))
         if unit not in attack.units:
             raise ConfigError("the attack '{}' does not work on the unit '{}': choose one of {}".format(
                 attack.name, unit, ", ".join(sorted(attack.units))))
@@ -113,7 +113,7 @@ class Plan:
         rng = np.random.default_rng(seed)
         where = np.unique(attack.select(units, count, rng)) if count else np.zeros(0, np.int64)
         if attack.removes_rows and len(where) == len(units.starts):
-            raise ConfigError("--poison.rate {} would remove the whole dataset".format(rate))
+            raise ConfigError("a rate of {} would remove the whole dataset".format(rate))
         return cls(attack, index, read, units.take(where), attack.parts(len(where), rng), float(rate), unit, int(seed))
 
     @classmethod

@@ -37,7 +37,8 @@ def per_seed(evaluations):
     Returns:
         {"cost": {seed: mean}, "return": {seed: mean}}, per episode.
     """
-    return {name: {seed: float(np.mean(np.concatenate([e[column] for e in found]))) for seed, found in evaluations.items()}
+    return {name: {seed: float(np.mean(np.concatenate([e[column] for e in found])))
+                   for seed, found in evaluations.items()}
             for name, column in (("cost", "cost"), ("return", "reward"))}
 
 

@@ -59,8 +59,8 @@ class Context:
 
     def __post_init__(self):
         if self.steps < 1:
-            raise ConfigError("the unlearning budget is {} updates: give --unlearn.steps or a larger "
-                              "--unlearn.budget".format(self.steps))
+            raise ConfigError("the unlearning budget is {} updates: give more steps or a larger "
+                              "budget".format(self.steps))
         self.reference = self.reference or self.adapter.frozen()
 
 
@@ -103,8 +103,9 @@ class Method(ABC):
         """Raise IncompatibleAgent if the agent lacks what the method requires."""
         missing = self.requires - adapter.capabilities
         if missing:
-            raise IncompatibleAgent(adapter.name, ["the method '{}' needs {}; safe_rule, fine_tune and retrain take every "
-                                                   "agent".format(self.name, " and ".join(sorted(missing)))])
+            raise IncompatibleAgent(adapter.name, [
+                "the method '{}' needs {}; safe_rule, fine_tune and retrain take every agent".format(
+                    self.name, " and ".join(sorted(missing)))])
 
     def prepare(self, ctx):
         """Called once before the first step of a fresh run."""
@@ -173,7 +174,7 @@ class _Run:
         try:
             while self.i < ctx.steps:
                 self._set_rates(1 - self.i / ctx.steps)
-                metrics = method.step(ctx, self.i)
+                metrics = self._step()
                 self.i += 1
                 bar.update()
                 diverged = not all(math.isfinite(v) for v in metrics.values())
@@ -199,6 +200,14 @@ class _Run:
         return Outcome(self.i, self.seconds, self.trace, self.ever_accepted, self.rollbacks, self.reason,
                        self.gate.summary() if self.gate else {"used": False},
                        self.values_before, self._values())
+
+    def _step(self):
+        try:
+            return self.method.step(self.ctx, self.i)
+        except ValueError:  # of torch's distributions, which refuse NaN before any loss shows it
+            if all(weight.isfinite().all() for weight in self.ctx.adapter.model.parameters()):
+                raise
+            return {"loss": math.nan}
 
     def _set_rates(self, left):
         peak = getattr(self.method.options, "learning_rate", 0)
