@@ -113,7 +113,8 @@ def side_state(adapter, *, updates, batch_size, train_seconds, reward_scale, cos
 
     The streams of DataLoader workers cannot be saved: with ``num_workers`` above 0 the batches differ after a restart.
     """
-    return {"schema": SCHEMA, "agent": adapter.name, "model": sha256_state(adapter.model.state_dict()), "hidden": adapter.hidden_state(),
+    return {"schema": SCHEMA, "agent": adapter.name, "model": sha256_state(adapter.model.state_dict()),
+            "hidden": adapter.hidden_state(),
             "generators": generators.all_states(adapter.device), "updates": updates, "batch_size": batch_size,
             "train_seconds": train_seconds, "reward_scale": float(reward_scale), "cost_scale": float(cost_scale),
             "dataset": dataset, "python_random": python_random}

@@ -103,7 +103,8 @@ def resolve(task, url, cached, chosen=None):
     Raises DataError naming the choices when there is none.
     """
     if chosen is not None:
-        return _say(os.path.abspath(chosen), "given or recorded")
+        path = os.path.abspath(chosen)
+        return _say(path, "given or recorded") if os.path.exists(path) else path  # whoever reads it says what is wrong
     found = "found in DSRL's dataset folder"
     if cached and os.path.exists(cached):
         return _say(cached, found)
