@@ -105,7 +105,8 @@ def screening_lines(report):
     low, high = sorted(sign * end for end in evidence["ci95"])
     return ["Screening of the request: without these rows the estimated cost-to-go of their behaviour {} by {} of the "
             "mean (95 % interval {} to {}; untouched trajectories of as many rows: {}); a large fall would be "
-            "alarming, since the rows then say what is unsafe. {} of the evidence of safe and rewarding behaviour goes.".format(
+            "alarming, since the rows then say what is unsafe. {} of the evidence of safe and rewarding behaviour goes."
+            .format(
                 "falls" if sign > 0 else "rises", percent(sign * evidence["fall"]), percent(low), percent(high),
                 "-" if evidence["control"] is None else percent(sign * evidence["control"]),
                 "-" if safe is None else percent(safe))]
