@@ -99,8 +99,7 @@ def test_gradient_boosted_trees_find_them_too(clean, monkeypatch):
     monkeypatch.setattr(trees.Trees, "rounds", 7)
     bad = poison(clean, "cost_hide", rate=0.15)
     found = measure(detect(bad.data, "cost_consistency", ids=bad.ids, options={"model": "trees"}), bad.manifest)
-    # With so few trees scikit-learn 1.3, the newest for Python 3.8, has four false alarms beside the twelve.
-    assert found["recall"] >= 0.9 and found["precision"] >= 0.7 and found["auroc"] > 0.95
+    assert found["recall"] >= 0.9 and found["precision"] >= 0.8 and found["auroc"] > 0.95
 
 
 def test_trees_are_the_same_with_the_same_seed(clean, monkeypatch):
