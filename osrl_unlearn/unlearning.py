@@ -115,7 +115,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     settings = json.loads(json.dumps(dict(
         about, model=model_before, forget=trained.manifest.digest(), eval_episodes=config.eval_episodes,
         strict=config.strict, reference=reference and sha256_state(reference.model.state_dict()))))
-    if reference is not None and settings["reference"] == model_before:
+    if settings["reference"] == model_before:
         raise RunError("the reference has the weights of the agent before unlearning: expected one that was retrained "
                        "without the forget set")
     report = _done(folder, settings)
@@ -158,10 +158,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     _save(folder, trained, about, method, offset + outcome.steps)
     report = _report(trained, config, about, outcome, constants, model_before)
     report["models"]["reference"] = settings["reference"]
-    report["screening"] = screening
-    report["poisoned"] = poisoned
-    report["unlearned"] = score(adapter, "evaluate after")
-    report["reference"] = None
+    report.update(screening=screening, poisoned=poisoned, unlearned=score(adapter, "evaluate after"), reference=None)
     if reference is not None:
         report["reference"] = known.get("retrained") or score(reference, "evaluate reference")
     if trigger is not None:

@@ -95,7 +95,7 @@ def test_of_clean_data_hardly_anything_is_flagged(clean):
 
 
 def test_gradient_boosted_trees_find_them_too(clean, monkeypatch):
-    monkeypatch.setattr(trees, "TREES", 20)
+    monkeypatch.setattr(trees, "TREES", 40)  # with 20, scikit-learn 1.3 (of Python 3.8) has four false alarms
     monkeypatch.setattr(trees.Trees, "rounds", 7)
     bad = poison(clean, "cost_hide", rate=0.15)
     found = measure(detect(bad.data, "cost_consistency", ids=bad.ids, options={"model": "trees"}), bad.manifest)
