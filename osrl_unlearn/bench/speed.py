@@ -28,8 +28,8 @@ MILLION = 1_000_000
 class SpeedSuite:
     """What is measured on the dataset of ``task``, ``repetitions`` times. A part that is not there is left out.
 
-    ``loops``: {agent: changes of OSRL's own settings (configs/agents)}, ``updates`` at a time, with ``threads`` of
-    torch, on ``device``. ``agents``: settings as in the suite of ``bench attacks``, retrained, and unlearned at the
+    ``loops``: {agent: changes of OSRL's own settings (configs/agents)}, ``updates`` at a time, with each number of
+    torch's ``threads``, on ``device``. ``agents``: settings as in the suite of ``bench attacks``, retrained, and unlearned at the
     ``shares`` of the trajectories with ``budget`` of the updates. ``script``: rows of the dataset that a training
     script loads, with the plugin and without. ``sizes``: {rows of a file that is poisoned, split and searched: how
     often}.
@@ -38,7 +38,7 @@ class SpeedSuite:
     repetitions: int
     loops: dict = dataclasses.field(default_factory=dict)
     updates: int = 100
-    threads: int = 1
+    threads: list = dataclasses.field(default_factory=lambda: [1])
     device: str = "cpu"
     agents: dict = dataclasses.field(default_factory=dict)
     evaluation: dict = dataclasses.field(default_factory=dict)
@@ -48,8 +48,10 @@ class SpeedSuite:
     sizes: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if min(self.repetitions, self.updates, self.threads) < 1 or not self.budget > 0:
-            raise ValueError("repetitions, updates, threads and budget must be positive")
+        if min(self.repetitions, self.updates) < 1 or not self.budget > 0:
+            raise ValueError("repetitions, updates and budget must be positive")
+        if not self.threads or not all(type(number) is int and number > 0 for number in self.threads):
+            raise ValueError("threads must be positive numbers, at least one, got {}".format(self.threads))
         if not self.shares or not all(0 < share < 1 for share in self.shares):
             raise ValueError("shares must be between 0 and 1, at least one, got {}".format(self.shares))
         if not all(type(number) is int and number > 0 for item in self.sizes.items() for number in item):
@@ -99,15 +101,16 @@ def run(path, args):
 
 
 def plan(suite, files, hashes):
-    """{key: cell}; the keys are ("loop", agent), ("unlearning", setting), ("script",) and ("size", operation, rows)."""
+    """{key: cell}; the keys are ("loop", agent, threads), ("unlearning", setting), ("script",) and ("size", operation, rows)."""
     base = {"version": __version__, "dataset": hashes[suite.task], "path": files[suite.task], "task": suite.task,
-            "repetitions": suite.repetitions, "threads": suite.threads}
+            "repetitions": suite.repetitions, "threads": 1}
     cells = {}
-    for name, config in suite.configurations().items():
-        cells["loop", name] = dict(base, kind="loop", agent=config, updates=suite.updates, label="loop of " + name)
+    for (name, config), threads in itertools.product(suite.configurations().items(), suite.threads):
+        cells["loop", name, threads] = dict(base, kind="loop", agent=config, updates=suite.updates, threads=threads,
+                                            label="loop of {}, {} threads".format(name, threads))
     for name, setting in suite.agents.items():
         about = agents.description(setting, files[setting.task], hashes[setting.task], None, None, 0)
-        cells["unlearning", name] = dict(base, **dict(about, kind="unlearning", shares=suite.shares, threads=1,
+        cells["unlearning", name] = dict(base, **dict(about, kind="unlearning", shares=suite.shares,
                                                       budget=suite.budget, label="unlearning of " + name))
     if suite.script:
         cells["script",] = dict(base, kind="script", rows=suite.script, updates=SCRIPT_UPDATES, label="script")
@@ -127,7 +130,7 @@ def aggregate(suite, results):
     """
     done = {where: result for where, result in results.items() if result is not None}
     report = {"machines": [], "others": [result["others"] for result in done.values() if result["others"] is not None],
-              "loops": [_loop(where[1], suite, result) for where, result in done.items() if where[0] == "loop"],
+              "loops": [_loop(*where[1:], suite, result) for where, result in done.items() if where[0] == "loop"],
               "unlearning": [row for where, result in done.items() if where[0] == "unlearning"
                              for row in _unlearning(where[1], suite, result)],
               "script": [row for where, result in done.items() if where[0] == "script" for row in _script(result)],
@@ -151,10 +154,10 @@ def ratio(above, below):
     return spread(np.asarray(above, np.float64) / np.asarray(below, np.float64))
 
 
-def _loop(name, suite, result):
+def _loop(name, threads, suite, result):
     config, seconds = suite.configurations()[name], result["seconds"]
     row = {"agent": name, "device": config["device"], "batch_size": config["batch_size"],
-           "workers": config["num_workers"], "threads": suite.threads}
+           "workers": config["num_workers"], "threads": threads}
     for what, times in seconds.items():
         row[what] = {"osrl": spread(times["osrl"]), "ours": spread(times["ours"]),
                      "ratio": ratio(times["osrl"], times["ours"])}
@@ -209,9 +212,9 @@ def goals(report):
                     "verdict": MET if good[0] else NOISE if any(good) else MISSED})
 
     for row in report["loops"]:
-        gpu = row["device"] != "cpu"
-        add("{}: batches, one process each, times as fast".format(row["agent"]), row["batch_alone"]["ratio"], 30)
-        add("{}: updates, times as fast".format(row["agent"]), row["loop"]["ratio"],
+        gpu, what = row["device"] != "cpu", "{agent}, {threads} thread{s}: ".format(s="s"[:row["threads"] > 1], **row)
+        add(what + "batches, one process each, times as fast", row["batch_alone"]["ratio"], 30)
+        add(what + "updates, times as fast", row["loop"]["ratio"],
             5 if gpu else 1.5 if row["agent"] == "coptidice" else 1)
     ways = {row["way"]: row for row in report["script"]}
     if ways:

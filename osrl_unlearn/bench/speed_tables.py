@@ -19,12 +19,12 @@ def text(report):
     if report["loops"]:
         parts += ["## Updates and batches", "OSRL's own networks and batches, with its DataLoader and with ours. "
                   "Batches are also measured with OSRL's dataset in one process, without workers.", markdown_table([
-                      [row["agent"], row["device"], row["batch_size"], row["workers"], per_second(row["loop"]["osrl"]),
-                       per_second(row["loop"]["ours"]), times(row["loop"]["ratio"]),
+                      [row["agent"], row["device"], row["threads"], row["batch_size"], row["workers"],
+                       per_second(row["loop"]["osrl"]), per_second(row["loop"]["ours"]), times(row["loop"]["ratio"]),
                        milliseconds(row["batch"]["osrl"]), milliseconds(row["batch_alone"]["osrl"]),
                        milliseconds(row["batch"]["ours"]), times(row["batch"]["ratio"]),
                        times(row["batch_alone"]["ratio"])] for row in report["loops"]],
-                      ["agent", "device", "batch", "workers", "OSRL updates/s", "ours", "ratio", "OSRL ms per batch",
+                      ["agent", "device", "threads", "batch", "workers", "OSRL updates/s", "ours", "ratio", "OSRL ms per batch",
                        "without workers", "ours", "ratio", "to one process"])]
     if report["unlearning"]:
         parts += ["## Unlearning against retraining", "`safe_rule` with all its preparations, random trajectories of a "
@@ -61,7 +61,7 @@ def _about(report):
     lines = ["{cpu}, {usable} of {cores} cores usable, {memory:.0f} GiB memory, {gpu}, {system}.".format(
         usable=machine["usable_cores"] or machine["cores"], memory=machine["memory_bytes"] / 2 ** 30,
         **dict(machine, gpu=machine["gpu"] or "no GPU used")) for machine in report["machines"]]
-    lines.append("Threads of torch: {} in loops, 1 elsewhere. {}.".format(report["suite"]["threads"], ", ".join(
+    lines.append("One thread of torch where the tables name no other number. {}.".format(", ".join(
         "{} {}".format(*item) for item in report["versions"].items())))
     lines.append("Other processes kept {} cores busy on average during the most disturbed measurement.".format(
         "an unknown number of" if report["others"] is None else "{:.2f}".format(report["others"])))
