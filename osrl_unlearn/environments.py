@@ -73,6 +73,9 @@ def is_metadrive(task):
 
 def _old_gym(task):
     import gym
+    if not np.__version__.startswith("1."):
+        raise EnvironmentProblem("{}: old gym, which DSRL registers MetaDrive's tasks with, fails with NumPy {}: run "
+                                 "python -m pip install 'numpy<2'".format(task, np.__version__))
     try:
         import metadrive  # noqa: F401
         return gym.make(task)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from agents import QUICK, subprocess_environment
 
@@ -19,6 +20,7 @@ TESTS = os.path.dirname(os.path.abspath(__file__))
 STANDIN = os.path.join(TESTS, "standins")
 SCRIPT = os.path.join(TESTS, "checkout", "examples", "train", "train_standin.py")
 TASK = "OfflineMetadrive-mediumdense-v0"  # its only scenario has not the number 0
+numpy1 = pytest.mark.skipif(not np.__version__.startswith("1."), reason="old gym fails with NumPy 2")
 real = pytest.param("real", marks=pytest.mark.skipif(
     importlib.util.find_spec("metadrive") is None, reason="MetaDrive is not installed"))
 
@@ -79,6 +81,7 @@ def run(request, tmp_path):
     return call
 
 
+@numpy1
 def test_a_script_on_osrls_old_gym_path_is_poisoned_unlearned_and_audited(run, tmp_path):
     run("-c", COLLECT, TASK)
     run("-m", "osrl_unlearn", SCRIPT, "--task", TASK, "--dataset", "data.hdf5", "--cost_limit", "10", "--update_steps",
@@ -98,11 +101,19 @@ def test_a_script_on_osrls_old_gym_path_is_poisoned_unlearned_and_audited(run, t
     assert "Verdict" in out
 
 
+@numpy1
 def test_episodes_of_one_seed_are_the_same_in_every_environment_of_a_process(run):
     run("-c", EPISODES, TASK)
 
 
+@numpy1
 @pytest.mark.skipif(importlib.util.find_spec("metadrive") is not None, reason="MetaDrive is installed")
 def test_without_metadrive_the_error_names_it():
     with pytest.raises(EnvironmentProblem, match="MetaDrive is not installed"):
+        environments.make(TASK, 10)
+
+
+def test_with_numpy_2_the_error_names_it(monkeypatch):
+    monkeypatch.setattr(np, "__version__", "2.2.6")
+    with pytest.raises(EnvironmentProblem, match="fails with NumPy 2.2.6: .*'numpy<2'"):
         environments.make(TASK, 10)

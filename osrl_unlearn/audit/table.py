@@ -79,7 +79,7 @@ SHOWN = {
     "gaussian_score": lambda v: [["score of " + name, "{}, p = {:.2g}".format(_shown(found["score"]), found[
         "p_value"])] for name, found in v.items()],
     "trigger": lambda v: [[text.format(label, name), _shown(found.get(key))] for key, text in (
-        ("cost", "{}: cost of {}"), ("reward", "{}: return of {}"), ("difference", "{}: cost of audited minus {}, paired"))
-        for label, agents in v.items() for name, found in agents.items()],
+        ("cost", "{}: cost of {}"), ("reward", "{}: return of {}"),
+        ("difference", "{}: cost of audited minus {}, paired")) for label, agents in v.items() for name, found in agents.items()],
     "relearning": _relearning,
 }

@@ -29,10 +29,10 @@ class SpeedSuite:
     """What is measured on the dataset of ``task``, ``repetitions`` times. A part that is not there is left out.
 
     ``loops``: {agent: changes of OSRL's own settings (configs/agents)}, ``updates`` at a time, with each number of
-    torch's ``threads``, on ``device``. ``agents``: settings as in the suite of ``bench attacks``, retrained, and unlearned at the
-    ``shares`` of the trajectories with ``budget`` of the updates. ``script``: rows of the dataset that a training
-    script loads, with the plugin and without. ``sizes``: {rows of a file that is poisoned, split and searched: how
-    often}.
+    torch's ``threads``, on ``device``. ``agents``: settings as in the suite of ``bench attacks``, retrained, and
+    unlearned at the ``shares`` of the trajectories with ``budget`` of the updates. ``script``: rows of the dataset that
+    a training script loads, with the plugin and without. ``sizes``: {rows of a file that is poisoned, split and
+    searched: how often}.
     """
     task: str
     repetitions: int
@@ -101,7 +101,10 @@ def run(path, args):
 
 
 def plan(suite, files, hashes):
-    """{key: cell}; the keys are ("loop", agent, threads), ("unlearning", setting), ("script",) and ("size", operation, rows)."""
+    """{key: cell}.
+
+    The keys are ("loop", agent, threads), ("unlearning", setting), ("script",) and ("size", operation, rows).
+    """
     base = {"version": __version__, "dataset": hashes[suite.task], "path": files[suite.task], "task": suite.task,
             "repetitions": suite.repetitions, "threads": 1}
     cells = {}

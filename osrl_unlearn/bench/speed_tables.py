@@ -24,8 +24,8 @@ def text(report):
                        milliseconds(row["batch"]["osrl"]), milliseconds(row["batch_alone"]["osrl"]),
                        milliseconds(row["batch"]["ours"]), times(row["batch"]["ratio"]),
                        times(row["batch_alone"]["ratio"])] for row in report["loops"]],
-                      ["agent", "device", "threads", "batch", "workers", "OSRL updates/s", "ours", "ratio", "OSRL ms per batch",
-                       "without workers", "ours", "ratio", "to one process"])]
+                      ["agent", "device", "threads", "batch", "workers", "OSRL updates/s", "ours", "ratio",
+                       "OSRL ms per batch", "without workers", "ours", "ratio", "to one process"])]
     if report["unlearning"]:
         parts += ["## Unlearning against retraining", "`safe_rule` with all its preparations, random trajectories of a "
                   "clean agent. Growth: against the smallest share.", markdown_table([
