@@ -80,6 +80,7 @@ SHOWN = {
         "p_value"])] for name, found in v.items()],
     "trigger": lambda v: [[text.format(label, name), _shown(found.get(key))] for key, text in (
         ("cost", "{}: cost of {}"), ("reward", "{}: return of {}"),
-        ("difference", "{}: cost of audited minus {}, paired")) for label, agents in v.items() for name, found in agents.items()],
+        ("difference", "{}: cost of audited minus {}, paired"))
+        for label, agents in v.items() for name, found in agents.items()],
     "relearning": _relearning,
 }

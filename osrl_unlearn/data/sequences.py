@@ -103,7 +103,8 @@ class SequenceView(DatasetView):
         added, weights, starts = store.plan(chosen, seed, training)
         source = np.concatenate([self._positions, self._positions[[i for i, _ in added]]]).astype(np.int64)
         column = lambda values: torch.as_tensor(np.asarray(values, np.int64), device=store.home)  # noqa: E731
-        self._start, self._length = column(store.starts[source]), column((store.stops - store.starts)[source])
+        self._start = column(store.starts[source])
+        self._length = torch.as_tensor((store.stops - store.starts)[source])  # on the CPU, where sequences are drawn
         # What is added shares states and actions with its source, but has labels of its own behind all others.
         lengths = [len(trajectory["returns"]) for _, trajectory in added]
         behind = len(store) + np.cumsum([0] + lengths)[:len(added)]
@@ -126,7 +127,7 @@ class SequenceView(DatasetView):
         else:
             drawn = torch.multinomial(self._weights, n, True, generator=self._generator)
         where = torch.rand(n, dtype=torch.float64, generator=self._generator)
-        length = self._length.cpu()[drawn]
+        length = self._length[drawn]
         if self._cumulative is None:
             begin = (where * length).long()
         else:
