@@ -17,7 +17,7 @@ import numpy as np
 
 from osrl_unlearn import environments, status
 from osrl_unlearn.errors import ConfigError, EnvironmentProblem
-from osrl_unlearn.files import atomic_path, check_writable
+from osrl_unlearn.files import atomic_path, check_new, check_writable
 from osrl_unlearn.hooks import compat
 from osrl_unlearn.options import check_seed
 
@@ -115,6 +115,7 @@ def _check_options(out, trajectories, steps, cost_limits, algorithm, seed):
     check_seed(seed)
     if not out or os.path.isdir(out):
         raise ConfigError("--out {!r}: expected the name of a file".format(out))
+    check_new(out)
     check_writable(os.path.dirname(os.path.abspath(out)))
 
 

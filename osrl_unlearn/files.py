@@ -27,6 +27,12 @@ def check_writable(folder):
         tempfile.TemporaryFile(dir=folder).close()
 
 
+def check_new(path):
+    """Raise ConfigError if there is anything at ``path``, which --out names: it would be lost."""
+    if os.path.exists(path):
+        raise ConfigError("{} exists already: delete it, or choose another --out".format(path))
+
+
 @contextmanager
 def atomic_path(path):
     """Yield a temporary path in the folder of ``path``; move it into place only if the block succeeds.

@@ -324,6 +324,7 @@ def test_a_list_of_trajectories_becomes_a_forget_manifest(fails, run_dir, tmp_pa
     fails("manifest", "nowhere.txt", "--dataset", SHIPPED, *out, match="cannot be read (No such file")
     fails("manifest", "list.json", *out, match="trajectories of what?")
     fails("manifest", "list.json", "--dataset", SHIPPED, "--out", tmp_path, match="is a folder")
+    fails("manifest", "list.json", "--dataset", SHIPPED, "--out", "by_file.json", match="by_file.json exists already")
 
 
 def test_a_manifest_of_a_file_has_the_hashes_of_what_dsrl_reads(fails, tmp_path, capfd):
@@ -394,6 +395,7 @@ def test_without_a_manifest_the_file_counts_that_the_run_was_trained_on(fails, r
         assert json.load(file)["forget"]["share"] == 0.05
     for path in (rundir.manifest_path(str(run_dir / "unlearned" / "safe_rule")), str(tmp_path / "found.json")):
         assert ForgetManifest.load(path).dataset == str(own_file)
+    os.unlink(str(tmp_path / "found.json"))
     os.rename(str(own_file), str(tmp_path / "moved.hdf5"))
     for command in (by_numbers, detect):
         fails(*command, match="trained on {}, which is not there: give it with --dataset FILE".format(own_file))

@@ -136,10 +136,8 @@ def test_ctrl_c_saves_a_partial_file_and_leaves_out_alone(tmp_path, monkeypatch,
 def test_ctrl_c_before_the_first_trajectory_writes_nothing(tmp_path, monkeypatch, capfd):
     from fsrl.data import BasicCollector
     monkeypatch.setattr(BasicCollector, "collect", lambda *_, **__: signal.raise_signal(signal.SIGINT))
-    out = tmp_path / "a.hdf5"
-    out.write_bytes(b"old")
-    assert run("--task", TASK, "--out", out, "--steps", 2000) == 130
-    assert os.listdir(str(tmp_path)) == ["a.hdf5"] and out.read_bytes() == b"old"
+    assert run("--task", TASK, "--out", tmp_path / "a.hdf5", "--steps", 2000) == 130
+    assert os.listdir(str(tmp_path)) == []
     assert "nothing is written" in capfd.readouterr().err
 
 
@@ -179,6 +177,8 @@ def test_an_output_that_cannot_be_written(tmp_path):
     for out in (tmp_path, ""):  # "" is what an unset variable of a shell gives
         with pytest.raises(ConfigError, match="--out '{}': expected the name of a file".format(out)):
             small(out)
+    with pytest.raises(ConfigError, match="file exists already"):
+        small(tmp_path / "file")
 
 
 def test_the_filter_bears_trajectories_of_equal_cost():

@@ -306,6 +306,8 @@ def test_bars_name_what_is_fitted_and_quiet_hides_them(tmp_path, capsys):
     assert cli.main(command) == 0
     error = capsys.readouterr().err
     assert all(name + ":   0%" in error for name in ("dynamics_consistency", "reward_consistency", "cost_consistency"))
+    assert cli.main(command) == 2 and "m.json exists already" in capsys.readouterr().err
+    (tmp_path / "m.json").unlink()
     assert cli.main(command + ["--quiet"]) == 0 and capsys.readouterr().err == ""
 
 

@@ -186,8 +186,9 @@ def test_batches_do_not_make_the_cpu_wait(agent, bad):
 
 
 @needs_backend
-def test_a_step_waits_only_for_what_is_logged(bad):
+def test_a_step_waits_only_for_what_is_logged(bad, monkeypatch):
     """The multiplier beside OSRL's own losses. BCQ-Lag: other agents' distributions check their arguments, too."""
+    monkeypatch.setattr("osrl_unlearn.methods.gate.STEPS", 20)
     with accelerator.simulated() as waits:
         adapter = adapt(make_trainer("bcql", device=DEVICE))
         prepared = prepare(adapter, bad.data, bad.manifest, method="safe_rule", steps=4, batch_size=16, progress=False)

@@ -13,7 +13,7 @@ from osrl_unlearn.data.stream import FLOATS
 from osrl_unlearn.detection import check_fdr, describe, detect, make_detector
 from osrl_unlearn.errors import ConfigError
 from osrl_unlearn.evaluate.report import GREY, VERMILLION, format_table
-from osrl_unlearn.files import atomic_path, check_writable
+from osrl_unlearn.files import atomic_path, check_new, check_writable
 from osrl_unlearn.options import assignments, check_seed
 
 
@@ -44,6 +44,7 @@ def main(args):
         raise ConfigError("nothing to search: give --task T, --dataset FILE or --run RUN_DIR")
     if not args.out or os.path.isdir(args.out):
         raise ConfigError("--out {}: give the file that the forget manifest goes to".format(args.out or "is missing"))
+    check_new(args.out)
     check_fdr(args.fdr)
     check_seed(args.seed)
     detector = make_detector(args.detector, assignments(args.set))

@@ -5,6 +5,7 @@ from osrl_unlearn.commands.detect import load
 from osrl_unlearn.commands.unlearn import numbers_in
 from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.errors import ConfigError
+from osrl_unlearn.files import check_new
 
 
 def add_arguments(parser):
@@ -25,6 +26,7 @@ def main(args):
         raise ConfigError("trajectories of what? give --run RUN_DIR, --task T or --dataset FILE")
     if os.path.isdir(args.out):
         raise ConfigError("--out {} is a folder: give the file that the forget manifest goes to".format(args.out))
+    check_new(args.out)
     wanted = read_numbers(args.list)
     data, ids, about = load(args)
     about.pop("adapter", None)

@@ -7,7 +7,7 @@ from osrl_unlearn.cli import make_poison
 from osrl_unlearn.data.dataset import check_file, task_of
 from osrl_unlearn.data.stream import poison_file
 from osrl_unlearn.errors import ConfigError
-from osrl_unlearn.files import atomic_path, check_writable, save_tensors
+from osrl_unlearn.files import atomic_path, check_new, check_writable, save_tensors
 from osrl_unlearn.options import assignments
 
 
@@ -70,8 +70,7 @@ def _paths(out):
     check_writable(folder)
     paths = [out] + [base + ending for ending in (".json", ".camouflage.json", ".attack.pt")]
     for path in paths:
-        if os.path.exists(path):
-            raise ConfigError("{} exists already: delete it, or choose another --out".format(path))
+        check_new(path)
     return paths
 
 
