@@ -1,4 +1,4 @@
-"""Regressions of what follows a transition on the transition."""
+"""Regressions on the data: small networks, and output layers by least squares."""
 from contextlib import contextmanager
 
 import torch
@@ -9,31 +9,32 @@ from osrl_unlearn.generators import private_torch
 BATCH, HIDDEN = 512, 128
 
 
-class ToGo:
-    """What the safety gate and the screening share: mean of ``target`` given ``x``.
-
-    A few small networks, which start differently.
+class Regression:
+    """Mean of ``target`` given ``x``: a few small networks, which start differently.
 
     Args:
-        x: inputs, shape [rows, dim]; target: shape [rows]; rows: which of them to fit, int64 tensor.
+        x: inputs, shape [rows, dim]; target: shape [rows] or [rows, outputs]; rows: which to fit, int64 tensor.
         steps: minibatches; heads: networks; seed: of the private generator.
         device: of the networks and their inputs; default: that of ``x``.
     """
 
+    last = ()  # layers behind the linear ones
+
     def __init__(self, x, target, rows, steps, heads, seed, device=None):
-        device = x.device if device is None else device
+        device, outputs = x.device if device is None else device, target.shape[1] if target.dim() > 1 else 1
         self.mean, self.std = x[rows].mean(0).to(device), x[rows].std(0).clamp(min=1e-6).to(device)
-        self._scale = target[rows].mean().clamp(min=1e-6).to(device)
+        self._scale = self.scale_of(target[rows]).clamp(min=1e-6).to(device)
+        self._flat = target.dim() == 1
         generator = torch.Generator().manual_seed(int(seed))
-        with private_torch(int(seed), device):
+        with private_torch(int(seed), device), torch.enable_grad():
             self._heads = torch.nn.ModuleList([torch.nn.Sequential(
                 torch.nn.Linear(x.shape[1], HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, HIDDEN),
-                torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 1)) for _ in range(heads)]).to(device)
+                torch.nn.ReLU(), torch.nn.Linear(HIDDEN, outputs), *self.last) for _ in range(heads)]).to(device)
             optimizer = torch.optim.Adam(self._heads.parameters(), lr=1e-3)
             for _ in range(steps):
                 drawn = rows[torch.randint(len(rows), (BATCH,), generator=generator).to(x.device)]
                 value, wanted = self.standardise(x[drawn].to(device)), target[drawn].to(device) / self._scale
-                loss = sum(F.mse_loss(h(value).squeeze(-1), wanted) for h in self._heads)
+                loss = sum(F.mse_loss(h(value).view_as(wanted), wanted) for h in self._heads)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -44,9 +45,30 @@ class ToGo:
 
     @torch.no_grad()
     def __call__(self, x):
-        """Predictions of every head in units of the target. Shape [heads, n]."""
+        """Predictions of every head in units of the target. Shape [heads, n] or [heads, n, outputs]."""
         x = self.standardise(x)
-        return torch.stack([h(x).squeeze(-1) for h in self._heads]) * self._scale
+        found = torch.stack([h(x) for h in self._heads]) * self._scale
+        return found.squeeze(-1) if self._flat else found
+
+
+class ToGo(Regression):
+    """What the safety gate and the screening share: what follows a transition, of which there is none below 0."""
+
+    @staticmethod
+    def scale_of(target):
+        """Its mean."""
+        return target.mean()
+
+
+class Behaviour(Regression):
+    """Behaviour cloning: the logged actions of some states, bounded as these are."""
+
+    last = (torch.nn.Tanh(),)
+
+    @staticmethod
+    def scale_of(target):
+        """The largest action."""
+        return target.abs().max()
 
 
 @contextmanager

@@ -50,13 +50,14 @@ from osrl_unlearn.data.trajectories import to_go
 from osrl_unlearn.data.views import Batch
 from osrl_unlearn.methods.base import PROBE_ROWS, Method, UpdateOptions
 from osrl_unlearn.options import option
-from osrl_unlearn.regression import refit
+from osrl_unlearn.regression import Behaviour, refit
 
 NEIGHBOURS = 2048  # forgotten pairs that the anchor's distances are taken to
 FITTED, FITTED_CHUNK = 262144, 8192  # retained pairs that the reward critic is fitted to, and how many at a time
 CONTRADICTED = 1.0  # in spreads of the returns; of BCQ-Lag, clean agents are within 0.2, baited ones beyond 2.5
 # Forgotten states that get safe actions, retained states that these may be from, and how many of them are similar.
 IMITATED, CANDIDATES, SIMILAR, CHUNK = 1024, 4096, 8, 32
+CLONES, CLONING = 2, 400  # networks of the behaviour model, and their minibatches
 
 
 @dataclasses.dataclass
@@ -72,6 +73,7 @@ class SafeRuleOptions(UpdateOptions):
     policy_weight: float = option(1.0, "F3: Lagrangian of the policy, for agents with action values")
     imitation_weight: float = option(1.0, "F3, generator: in forgotten states, the safe actions of similar states")
     action_weight: float = option(0.0, "F3: forgotten actions become less likely")
+    safe_actions: str = option("similar", "what these are: those of similar retained states, or of a model of them")
     repair_share: float = option(0.3, "C3: share of these two weights during the repair")
     anchor: float = option(0.1, "C1, C2: weight of the anchor to the old critics; decays to 0")
     margin: float = option(0.5, "margins, in units of the critics' spread on the retain set")
@@ -83,6 +85,8 @@ class SafeRuleOptions(UpdateOptions):
         super().__post_init__()
         if self.sigma not in (-1, 0, 1):
             raise ValueError("sigma must be 1, 0 or -1, got {}".format(self.sigma))
+        if self.safe_actions not in ("similar", "model"):
+            raise ValueError("safe_actions must be similar or model, got '{}'".format(self.safe_actions))
         if not 0 <= self.forget_share <= 1:
             raise ValueError("forget_share must be between 0 and 1, got {}".format(self.forget_share))
 
@@ -222,16 +226,26 @@ class SafeRule(Method):
         return type(self._unsafe)(*(column[drawn] for column in self._unsafe)), self._safe_actions[drawn, which]
 
     def _find_safe_actions(self, ctx):
-        """The actions of the most similar states of retained trajectories within the cost limit."""
+        """Some forgotten states, and safe actions for each of them, shape [states, choices, act_dim]."""
         self._unsafe = self._train.everything(IMITATED)
-        candidates = ctx.retain.store.gather(_within_limit(ctx))
+        find = self._of_similar_states if self.options.safe_actions == "similar" else self._of_a_model
+        self._safe_actions = find(ctx)
+        self._drawing = torch.Generator().manual_seed(ctx.seed)
+
+    def _of_similar_states(self, ctx):
+        candidates = ctx.retain.store.gather(_within_limit(ctx, CANDIDATES))
         spread = self._probe.observations.std(0).clamp(min=1e-6)
         known = candidates.observations / spread
         similar = min(SIMILAR, len(known))
         nearest = [(states[:, None] / spread - known[None]).abs().clamp(max=1.0).sum(-1).topk(
             similar, 1, largest=False).indices for states in self._unsafe.observations.split(CHUNK)]
-        self._safe_actions = candidates.actions[torch.cat(nearest)]  # [states, similar, act_dim]
-        self._drawing = torch.Generator().manual_seed(ctx.seed)
+        return candidates.actions[torch.cat(nearest)]
+
+    def _of_a_model(self, ctx):
+        known = ctx.retain.store.gather(_within_limit(ctx, FITTED))
+        rows = torch.arange(len(known.actions), device=known.actions.device)
+        clones = Behaviour(known.observations, known.actions, rows, CLONING, CLONES, ctx.seed)
+        return clones(self._unsafe.observations).transpose(0, 1)
 
     def _action_term(self, ctx, forget):
         return F.softplus(self._action_gap(ctx, forget)).mean()
@@ -311,8 +325,8 @@ def _retained_returns(ctx):
     return torch.as_tensor(returns, dtype=torch.float32, device=store.home)
 
 
-def _within_limit(ctx):
-    """Retained rows of trajectories within the cost limit, or of the least costly quarter if there are fewer.
+def _within_limit(ctx, most):
+    """At most ``most`` retained rows of trajectories within the cost limit, or of the least costly quarter if that is more.
 
     A trajectory's cost is that of its retained rows, in proportion to its length: forgotten labels are not trusted.
     """
@@ -326,8 +340,8 @@ def _within_limit(ctx):
     quarter = cost[rows_kept > 0].quantile(0.25)
     limit = quarter if limit is None else quarter.clamp(min=float(limit))
     rows = rows[cost[own] <= limit]
-    if len(rows) > CANDIDATES:
-        rows = rows[torch.linspace(0, len(rows) - 1, CANDIDATES, device=rows.device).long()]
+    if len(rows) > most:
+        rows = rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).long()]
     return rows
 
 
