@@ -13,6 +13,7 @@ from osrl_unlearn.engine import prepare, train
 from osrl_unlearn.files import load_tensors, save_tensors
 from osrl_unlearn.generators import torch_states
 from osrl_unlearn.methods.base import Interrupted
+from osrl_unlearn.methods.safe_rule import SafeRule, SafeRuleOptions
 from osrl_unlearn.testing import toy_data
 
 cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))
@@ -191,7 +192,8 @@ def test_a_step_waits_only_for_what_is_logged(bad, monkeypatch):
     monkeypatch.setattr("osrl_unlearn.methods.gate.STEPS", 20)
     with accelerator.simulated() as waits:
         adapter = adapt(make_trainer("bcql", device=DEVICE))
-        prepared = prepare(adapter, bad.data, bad.manifest, method="safe_rule", steps=4, batch_size=16, progress=False)
+        prepared = prepare(adapter, bad.data, bad.manifest, method=SafeRule(SafeRuleOptions(safe_actions="model")),
+                           steps=4, batch_size=16, progress=False)
         method, context = prepared.method, prepared.context
         method.prepare(context)
         waits.clear()

@@ -1,9 +1,9 @@
-"""Least squares of output layers, against numpy's."""
+"""Least squares of output layers, against numpy's, and small networks."""
 import numpy as np
 import pytest
 import torch
 
-from osrl_unlearn.regression import refit
+from osrl_unlearn.regression import Behaviour, ToGo, refit
 
 
 def augmented(x, y, penalty):
@@ -42,3 +42,13 @@ def test_dead_inputs_are_no_error():
     layer = torch.nn.Linear(4, 1)
     refit([layer], [(lambda: layer(torch.zeros(9, 4)), torch.full((9,), 3.0))], 1e-3)
     assert layer(torch.zeros(1, 4)).item() == pytest.approx(3.0)
+
+
+def test_networks_fit_numbers_and_actions():
+    x = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0))
+    rows, wanted = torch.arange(1500), 5 * torch.tanh(x[:, :2])
+    clones = Behaviour(x, wanted, rows, 400, 2, seed=0)(x[1500:])
+    assert clones.shape == (2, 500, 2) and (clones - wanted[1500:]).abs().mean() < 0.5
+    assert Behaviour(x, wanted[:, :1], rows, 1, 2, seed=0)(100 * x).abs().max() <= 5  # far off, too
+    togo = ToGo(x, wanted[:, 0].abs(), rows, 400, 3, seed=0)(x[1500:])
+    assert togo.shape == (3, 500) and (togo - wanted[1500:, 0].abs()).abs().mean() < 0.5

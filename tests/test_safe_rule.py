@@ -194,11 +194,12 @@ def test_f3_makes_forgotten_actions_less_likely(name):
     assert after(name, likelihood, action_weight=5.0) < after(name, likelihood) - 1e-2
 
 
+@pytest.mark.parametrize("source", ["similar", "model"])
 @pytest.mark.parametrize("name", AGENTS)
-def test_f3_makes_the_policy_act_in_forgotten_states_as_in_similar_safe_ones(name):
+def test_f3_makes_the_policy_take_safe_actions_in_forgotten_states(name, source):
     def distance(weight):
         agent, ctx = setting(name, steps=60)
-        method = SafeRule(SafeRuleOptions(**dict(OFF, imitation_weight=weight)))
+        method = SafeRule(SafeRuleOptions(**dict(OFF, imitation_weight=weight, safe_actions=source)))
         method.run(ctx)
         torch.manual_seed(1)
         with torch.no_grad():
@@ -208,7 +209,7 @@ def test_f3_makes_the_policy_act_in_forgotten_states_as_in_similar_safe_ones(nam
 
 def test_safe_actions_are_those_of_retained_trajectories_within_the_cost_limit():
     agent, ctx = setting("coptidice")
-    store, rows = ctx.retain.store, _within_limit(ctx)
+    store, rows = ctx.retain.store, _within_limit(ctx, 4096)
     index = TrajectoryIndex(toy_data())
     costs = [store.columns.costs[a:b].sum().item() for a, b in zip(index.starts, index.stops)]
     assert min(costs[:-2]) <= agent.cost_limit < max(costs[:-2])
@@ -220,7 +221,7 @@ def test_if_few_trajectories_keep_the_limit_the_least_costly_quarter_is_safe():
     _, ctx = setting("coptidice", limit=0.0)
     index, costs = TrajectoryIndex(toy_data()), ctx.retain.store.columns.costs
     kept = [costs[a:b].sum().item() for a, b in list(zip(index.starts, index.stops))[:-2]]
-    chosen = set(np.searchsorted(index.stops, _within_limit(ctx).numpy(), side="right"))
+    chosen = set(np.searchsorted(index.stops, _within_limit(ctx, 4096).numpy(), side="right"))
     assert chosen == {n for n, cost in enumerate(kept) if cost <= np.quantile(kept, 0.25)}
 
 
@@ -233,7 +234,7 @@ def test_costs_of_forgotten_rows_do_not_make_a_trajectory_safe():
     store.columns.costs[start:stop - 2] = 0.0  # hidden, and found out: only two rows are retained
     ctx.forget, ctx.retain = forget_and_retain(store, np.arange(start, stop - 2))
     assert agent.cost_limit < stop - start
-    assert not set(_within_limit(ctx).tolist()) & set(range(start, stop))
+    assert not set(_within_limit(ctx, 4096).tolist()) & set(range(start, stop))
 
 
 def test_a_trigger_does_not_decide_which_state_is_similar():
@@ -249,6 +250,29 @@ def test_a_trigger_does_not_decide_which_state_is_similar():
     # Three of eight dimensions are no help any more; the others still find what they did, or something like it.
     alike = (method._safe_actions - before).mean(1).norm(dim=-1).mean()
     assert alike < (before - before.roll(1, 0)).mean(1).norm(dim=-1).mean()
+
+
+@pytest.mark.parametrize("limit", [None, 0.0])
+def test_a_model_acts_in_forgotten_states_as_the_safe_trajectories_do(limit):
+    _, ctx = setting("coptidice", limit)
+    columns = ctx.retain.store.columns
+    columns.actions[:] = -0.9  # of costly and of forgotten rows
+    safe = _within_limit(ctx, 4096)
+    columns.actions[safe] = 0.5 * torch.tanh(columns.observations[safe, :2])
+    method = SafeRule(SafeRuleOptions(safe_actions="model"))
+    method.prepare(ctx)
+    wanted = 0.5 * torch.tanh(method._unsafe.observations[:, :2])
+    error = (method._safe_actions - wanted[:, None]).norm(dim=-1).mean()
+    assert method._safe_actions.shape[::2] == (len(wanted), 2) and method._safe_actions.abs().max() <= 0.5
+    assert error < 0.5 * (wanted - wanted.roll(1, 0)).norm(dim=-1).mean()
+
+
+def test_a_model_is_the_same_when_a_run_is_resumed():
+    _, ctx = setting("bcql")
+    method, again = (SafeRule(SafeRuleOptions(safe_actions="model")) for _ in range(2))
+    method.prepare(ctx)
+    again.set_state(ctx, method.state())
+    assert torch.equal(method._safe_actions, again._safe_actions)
 
 
 @pytest.mark.parametrize("name", ["bcql", "cpq"])

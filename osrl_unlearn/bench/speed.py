@@ -110,7 +110,7 @@ def plan(suite, files, hashes):
     cells = {}
     for (name, config), threads in itertools.product(suite.configurations().items(), suite.threads):
         cells["loop", name, threads] = dict(base, kind="loop", agent=config, updates=suite.updates, threads=threads,
-                                            label="loop of {}, {} threads".format(name, threads))
+                                            label="loop of {}, threads: {}".format(name, threads))
     for name, setting in suite.agents.items():
         about = agents.description(setting, files[setting.task], hashes[setting.task], None, None, 0)
         cells["unlearning", name] = dict(base, **dict(about, kind="unlearning", shares=suite.shares,

@@ -71,9 +71,9 @@ class SafeRuleOptions(UpdateOptions):
                            "them is wrong), 0 no cost term")
     generator_weight: float = option(2.0, "generator: forgotten actions are no longer reproduced")
     policy_weight: float = option(1.0, "F3: Lagrangian of the policy, for agents with action values")
-    imitation_weight: float = option(1.0, "F3, generator: in forgotten states, the safe actions of similar states")
+    imitation_weight: float = option(1.0, "F3, generator: safe actions in forgotten states")
     action_weight: float = option(0.0, "F3: forgotten actions become less likely")
-    safe_actions: str = option("similar", "what these are: those of similar retained states, or of a model of them")
+    safe_actions: str = option("similar", "what these are: those of similar retained states, or those of a model")
     repair_share: float = option(0.3, "C3: share of these two weights during the repair")
     anchor: float = option(0.1, "C1, C2: weight of the anchor to the old critics; decays to 0")
     margin: float = option(0.5, "margins, in units of the critics' spread on the retain set")
@@ -326,7 +326,7 @@ def _retained_returns(ctx):
 
 
 def _within_limit(ctx, most):
-    """At most ``most`` retained rows of trajectories within the cost limit, or of the least costly quarter if that is more.
+    """Retained rows, at most ``most``, of trajectories within the cost limit, or of the least costly quarter if few are.
 
     A trajectory's cost is that of its retained rows, in proportion to its length: forgotten labels are not trusted.
     """
