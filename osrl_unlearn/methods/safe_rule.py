@@ -37,7 +37,9 @@ The safe actions of a forgotten state are our own addition: those of the most si
 trajectories within the cost limit. Making forgotten actions unlikely says where the policy must not go, and in states
 that no retained trajectory visits, as under a trigger, it then goes anywhere, which can be worse than the poison. In
 the distance of two states every dimension counts with at most one standard deviation, so that a trigger, which puts
-some dimensions far off, does not decide what is similar.
+some dimensions far off, does not decide what is similar. With safe_actions = "model" they are those of small networks
+that were cloned from the same trajectories. Where forgotten states are like retained ones, that is about the same; where
+they are not, as under a trigger, it is what an agent does that has never seen such a state: a retrained one has not.
 
 Of rows that are only withdrawn nothing is unsafe: then there are no terms but OSRL's own on the retain set, and C4.
 """
