@@ -38,8 +38,9 @@ trajectories within the cost limit. Making forgotten actions unlikely says where
 that no retained trajectory visits, as under a trigger, it then goes anywhere, which can be worse than the poison. In
 the distance of two states every dimension counts with at most one standard deviation, so that a trigger, which puts
 some dimensions far off, does not decide what is similar. With safe_actions = "model" they are those of small networks
-that were cloned from the same trajectories. Where forgotten states are like retained ones, that is about the same; where
-they are not, as under a trigger, it is what an agent does that has never seen such a state: a retrained one has not.
+that were cloned from the same trajectories. Where forgotten states are like retained ones, that is about the same;
+where they are not, as under a trigger, it is what an agent does that has never seen such a state: a retrained one has
+not.
 
 Of rows that are only withdrawn nothing is unsafe: then there are no terms but OSRL's own on the retain set, and C4.
 """
@@ -328,7 +329,7 @@ def _retained_returns(ctx):
 
 
 def _within_limit(ctx, most):
-    """Retained rows, at most ``most``, of trajectories within the cost limit, or of the least costly quarter if few are.
+    """At most ``most`` retained rows of trajectories within the cost limit, or of the least costly quarter if few are.
 
     A trajectory's cost is that of its retained rows, in proportion to its length: forgotten labels are not trusted.
     """
