@@ -4,30 +4,24 @@ What a GPU refuses is refused: one operation on tensors of both devices, a NumPy
 CPU, a generator of the CPU that draws for the device. Counted is what the CPU has to wait for the device for. Random
 numbers are the CPU's, so that an agent that is trained there gets the weights that it would get on the CPU.
 
-torch's Python backends are experimental, and there since torch 2.10; ``AVAILABLE`` says whether there are any.
+torch's Python backends are experimental, and there since torch 2.10.
 """
 import collections
 import contextlib
 
 import torch
 from torch.utils import _pytree as pytree
-
-try:
-    from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-    AVAILABLE = True
-except ImportError:
-    TorchDispatchMode, AVAILABLE = object, False
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "simulated"
-if AVAILABLE:
-    _setup_privateuseone_for_python_backend(NAME)  # for good: a process has one such backend
-    HERE, CPU = torch.device(NAME, 0), torch.device("cpu")
-    aten = torch.ops.aten
-    COPIES = {aten._to_copy.default, aten.copy_.default}
-    INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}  # row numbers may be on the CPU
-    WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
-             aten._unique2.default}  # for a number, or for the size of the result
+_setup_privateuseone_for_python_backend(NAME)  # for good: a process has one such backend
+HERE, CPU = torch.device(NAME, 0), torch.device("cpu")
+aten = torch.ops.aten
+COPIES = {aten._to_copy.default, aten.copy_.default}
+INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}  # row numbers may be on the CPU
+WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
+         aten._unique2.default}  # for a number, or for the size of the result
 waits = collections.Counter()
 
 
@@ -93,7 +87,7 @@ def _compute(func, args, kwargs):
     ours = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
     asked = kwargs.get("device")
     goes_there = torch.device(asked).type == NAME if asked is not None else bool(ours)
-    if func is torch.ops.aten.copy_.default:
+    if func is aten.copy_.default:
         goes_there = isinstance(args[0], OnDevice)
     elif func not in COPIES:
         _refuse(func, args, tensors, ours)
@@ -112,7 +106,7 @@ def _compute(func, args, kwargs):
     known = {id(tensor.inner): tensor for tensor in ours}  # what is changed in place is itself
     out = pytree.tree_map(lambda item: item if not isinstance(item, torch.Tensor) else
                           known[id(item)] if id(item) in known else OnDevice(item), out)
-    if not ours or func is torch.ops.aten._to_copy.default:
+    if not ours or func is aten._to_copy.default:
         return out
     return return_and_correct_aliasing(func, args, kwargs, out)
 

@@ -4,30 +4,16 @@ import numpy as np
 import pytest
 import torch
 from agents import AGENTS, make_trainer
+from test_devices import bad, unlearned  # noqa: F401 - a fixture
 
-from osrl_unlearn import detect, poison
+from osrl_unlearn import detect
 from osrl_unlearn.adapters import adapt
 from osrl_unlearn.audit import audit
 from osrl_unlearn.data import views
 from osrl_unlearn.engine import prepare, train
 from osrl_unlearn.methods.safe_rule import SafeRule, SafeRuleOptions
-from osrl_unlearn.testing import toy_data
 
 DEVICE = accelerator.NAME
-
-
-@pytest.fixture(scope="module")
-def bad():
-    return poison(toy_data(), "reward_bait", rate=0.3)
-
-
-def unlearned(agent, bad, device, method="safe_rule"):
-    """(adapter, outcome) of four updates of training and of unlearning."""
-    torch.manual_seed(0)
-    adapter = adapt(make_trainer(agent, device=device))
-    train(adapter, bad.data, steps=4, batch_size=16, progress=False)
-    return adapter, prepare(adapter, bad.data, bad.manifest, method=method, steps=4, batch_size=16,
-                            progress=False).run()
 
 
 def test_the_simulated_device_is_as_strict_as_a_gpu():
@@ -52,9 +38,9 @@ def test_the_simulated_device_is_as_strict_as_a_gpu():
     ("cpq", "fisher_dampening"), ("cdt", "gradient_ascent"), ("bc", "retrain")])
 def test_nothing_stays_behind_on_the_cpu(agent, method, bad, monkeypatch):
     monkeypatch.setattr("osrl_unlearn.methods.gate.STEPS", 20)
-    here, _ = unlearned(agent, bad, "cpu", method)
+    here, _ = unlearned(agent, bad, "cpu", method, steps=4)
     with accelerator.simulated():
-        there, outcome = unlearned(agent, bad, DEVICE, method)
+        there, outcome = unlearned(agent, bad, DEVICE, method, steps=4)
         state = {name: tensor.cpu() for name, tensor in there.model.state_dict().items()}
     assert outcome.steps == 4 and {tensor.device.type for tensor in there.model.state_dict().values()} == {DEVICE}
     for name, tensor in here.model.state_dict().items():
@@ -64,10 +50,10 @@ def test_nothing_stays_behind_on_the_cpu(agent, method, bad, monkeypatch):
 @pytest.mark.parametrize("agent", ("cdt", "coptidice"))
 def test_data_that_do_not_fit_come_in_batches(agent, bad, monkeypatch):
     monkeypatch.setattr("osrl_unlearn.methods.gate.STEPS", 20)
-    here, _ = unlearned(agent, bad, "cpu")
+    here, _ = unlearned(agent, bad, "cpu", steps=4)
     monkeypatch.setattr(views, "home_of", lambda size, device: torch.device("cpu"))
     with accelerator.simulated():
-        there, _ = unlearned(agent, bad, DEVICE)
+        there, _ = unlearned(agent, bad, DEVICE, steps=4)
         state = {name: tensor.cpu() for name, tensor in there.model.state_dict().items()}
     for name, tensor in here.model.state_dict().items():
         assert torch.allclose(tensor, state[name], atol=1e-5), name

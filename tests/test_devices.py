@@ -29,12 +29,12 @@ def bad():
     return poison(toy_data(), "reward_bait", rate=0.3)
 
 
-def unlearned(agent, bad, device, method="safe_rule"):
+def unlearned(agent, bad, device, method="safe_rule", steps=10):
     """(adapter, outcome) of a short training and unlearning."""
     torch.manual_seed(0)
     adapter = adapt(make_trainer(agent, device=device))
-    train(adapter, bad.data, steps=10, batch_size=16, progress=False)
-    return adapter, prepare(adapter, bad.data, bad.manifest, method=method, steps=10, batch_size=16,
+    train(adapter, bad.data, steps=steps, batch_size=16, progress=False)
+    return adapter, prepare(adapter, bad.data, bad.manifest, method=method, steps=steps, batch_size=16,
                             progress=False).run()
 
 

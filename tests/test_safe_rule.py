@@ -267,6 +267,11 @@ def test_a_model_acts_in_forgotten_states_as_the_safe_trajectories_do(limit):
     assert error < 0.5 * (wanted - wanted.roll(1, 0)).norm(dim=-1).mean()
 
 
+def test_safe_actions_of_an_unknown_kind():
+    with pytest.raises(ValueError, match="safe_actions must be similar or model, got 'models'"):
+        SafeRuleOptions(safe_actions="models")
+
+
 def test_a_model_is_the_same_when_a_run_is_resumed():
     _, ctx = setting("bcql")
     method, again = (SafeRule(SafeRuleOptions(safe_actions="model")) for _ in range(2))
