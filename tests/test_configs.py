@@ -27,8 +27,7 @@ def options_of(registry, name):
 def test_there_is_a_file_of_every_attack_method_agent_and_task_that_can_be_used():
     from dsrl.infos import DEFAULT_MAX_EPISODE_STEPS
     assert set(names("attacks")) == set(ATTACKS.builtins)
-    assert set(names("methods")) == set(METHODS.builtins) | {
-        "safe_rule_model", "safe_rule_removal_only", "traj_deleter_costs"}
+    assert set(names("methods")) == set(METHODS.builtins) | {"safe_rule_removal_only", "traj_deleter_costs"}
     assert set(names("agents")) == set(ADAPTERS.builtins)
     assert {short(task) for task in names("tasks")} == set(DEFAULT_MAX_EPISODE_STEPS)
 

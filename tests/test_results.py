@@ -17,8 +17,7 @@ def shipped(name, suffix):
         return file.read()
 
 
-@pytest.mark.parametrize("name, suite", [(name, "small") for name in bench.BENCHES] + [
-    ("unlearning", "long"), ("unlearning", "safe_actions")])
+@pytest.mark.parametrize("name, suite", [(name, "small") for name in bench.BENCHES] + [("unlearning", "long")])
 def test_the_raw_results_give_the_table(name, suite, monkeypatch):
     files = name if suite == "small" else "{}_{}".format(name, suite)
     suite = suite if suite == "small" else "configs/bench/{}.yaml".format(files)

@@ -194,17 +194,22 @@ def test_f3_makes_forgotten_actions_less_likely(name):
     assert after(name, likelihood, action_weight=5.0) < after(name, likelihood) - 1e-2
 
 
-@pytest.mark.parametrize("source", ["similar", "model"])
+@pytest.mark.parametrize("source", ["model", "similar"])
 @pytest.mark.parametrize("name", AGENTS)
 def test_f3_makes_the_policy_take_safe_actions_in_forgotten_states(name, source):
-    def distance(weight):
+    def run(weight):
         agent, ctx = setting(name, steps=60)
         method = SafeRule(SafeRuleOptions(**dict(OFF, imitation_weight=weight, safe_actions=source)))
         method.run(ctx)
+        return agent, method
+
+    (taught, method), (other, _) = run(5.0), run(0.0)
+
+    def distance(agent):
         torch.manual_seed(1)
         with torch.no_grad():
             return (agent.actions(method._unsafe)[:, None] - method._safe_actions).norm(dim=-1).mean().item()
-    assert distance(5.0) < distance(0.0) - 1e-2
+    assert distance(taught) < distance(other) - 1e-2
 
 
 def test_safe_actions_are_those_of_retained_trajectories_within_the_cost_limit():
@@ -239,12 +244,12 @@ def test_costs_of_forgotten_rows_do_not_make_a_trajectory_safe():
 
 def test_a_trigger_does_not_decide_which_state_is_similar():
     _, ctx = setting("coptidice")
-    method = SafeRule(SafeRuleOptions())
+    method = SafeRule(SafeRuleOptions(safe_actions="similar"))
     method.prepare(ctx)
     before = method._safe_actions
     spread = method._probe.observations.std(0)
     ctx.retain.store.columns.observations[ctx.forget.rows, :3] += 100 * spread[:3]
-    method = SafeRule(SafeRuleOptions())
+    method = SafeRule(SafeRuleOptions(safe_actions="similar"))
     method.prepare(ctx)
     assert torch.isfinite(method._safe_actions).all()
     # Three of eight dimensions are no help any more; the others still find what they did, or something like it.
@@ -267,8 +272,32 @@ def test_a_model_acts_in_forgotten_states_as_the_safe_trajectories_do(limit):
     assert error < 0.5 * (wanted - wanted.roll(1, 0)).norm(dim=-1).mean()
 
 
+@pytest.mark.parametrize("name", ["coptidice", "cdt"])
+@pytest.mark.parametrize("unfamiliar, source", [(False, "similar"), (True, "model")])
+def test_a_model_is_asked_where_forgotten_states_are_like_no_retained_one(unfamiliar, source, name):
+    _, ctx = setting(name)
+    if unfamiliar:
+        observations = ctx.retain.store.columns.observations
+        observations[ctx.forget.rows, -2:] = observations[:, -2:].mean(0) + 10 * observations[:, -2:].std(0)
+    chosen, wanted, other = (SafeRule(SafeRuleOptions(safe_actions=kind)) for kind in (
+        "auto", source, "similar" if unfamiliar else "model"))
+    for method in (chosen, wanted, other):
+        method.prepare(ctx)
+    assert torch.equal(chosen._safe_actions, wanted._safe_actions)
+    assert chosen._safe_actions.shape != other._safe_actions.shape
+
+
+def test_one_retained_trajectory_says_nothing_of_what_is_familiar():
+    _, ctx = setting("coptidice")
+    index = TrajectoryIndex(toy_data())
+    ctx.forget, ctx.retain = forget_and_retain(ctx.retain.store, np.arange(index.stops[0], len(ctx.retain.store)))
+    method = SafeRule(SafeRuleOptions())
+    method.prepare(ctx)
+    assert torch.isfinite(method._safe_actions).all()
+
+
 def test_safe_actions_of_an_unknown_kind():
-    with pytest.raises(ValueError, match="safe_actions must be similar or model, got 'models'"):
+    with pytest.raises(ValueError, match="safe_actions must be auto, similar or model, got 'models'"):
         SafeRuleOptions(safe_actions="models")
 
 

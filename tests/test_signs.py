@@ -314,11 +314,12 @@ def test_with_sigma_minus_one_nothing_is_held_against_forgotten_actions(kind, st
 
 
 @both_agents
+@pytest.mark.parametrize("source", ["model", "similar"])
 @pytest.mark.parametrize("attack", ["cost_hide", "reward_bait"])
-def test_f3_the_imitation_of_safe_actions_makes_poisoned_ones_rarer_as_retraining_does(attack, kind):
+def test_f3_the_imitation_of_safe_actions_makes_poisoned_ones_rarer_as_retraining_does(attack, source, kind):
     """In forgotten states, the actions of retained trajectories within the limit; nothing but the policy changes."""
     case = scenario(attack, kind)
-    before, (agent, _) = case.agent(), run(case, 20, imitation_weight=1.0)
+    before, (agent, _) = case.agent(), run(case, 20, imitation_weight=1.0, safe_actions=source)
     left = [distance(a.table("actor"), case.retrained.policy, case.forgotten) for a in (before, agent)]
     assert left[1] < 0.95 * left[0]
     assert case.true_cost(agent) < case.true_cost(before)
@@ -346,12 +347,14 @@ def test_f3_it_matters_whose_actions_are_imitated(attack, kind, monkeypatch):
 
 
 @both_agents
-def test_f3_only_trajectories_within_the_cost_limit_are_imitated(kind, monkeypatch):
-    """Where costs were hidden in some rows only, similar states in all other trajectories include dangerous ones."""
+@pytest.mark.parametrize("source", ["model", "similar"])
+def test_f3_only_trajectories_within_the_cost_limit_are_imitated(source, kind, monkeypatch):
+    """Where costs were hidden in some rows only, all other trajectories include dangerous actions."""
     case = scenario("cost_hide", kind)
-    costs = [case.true_cost(run(case, 40, imitation_weight=1.0)[0])]
+    options = dict(imitation_weight=1.0, safe_actions=source)
+    costs = [case.true_cost(run(case, 40, **options)[0])]
     monkeypatch.setattr(safe_rule, "_within_limit", lambda ctx, most: ctx.retain.rows)
-    costs.append(case.true_cost(run(case, 40, imitation_weight=1.0)[0]))
+    costs.append(case.true_cost(run(case, 40, **options)[0]))
     assert costs[0] < 0.95 * costs[1]
 
 

@@ -36,11 +36,11 @@ better than the data. CPQ's reward critic is not a return (it stops where the co
 The safe actions of a forgotten state are our own addition: those of the most similar retained states, among those of
 trajectories within the cost limit. Making forgotten actions unlikely says where the policy must not go, and in states
 that no retained trajectory visits, as under a trigger, it then goes anywhere, which can be worse than the poison. In
-the distance of two states every dimension counts with at most one standard deviation, so that a trigger, which puts
-some dimensions far off, does not decide what is similar. With safe_actions = "model" they are those of small networks
-that were cloned from the same trajectories. Where forgotten states are like retained ones, that is about the same;
-where they are not, as under a trigger, it is what an agent does that has never seen such a state: a retrained one has
-not.
+the distance of two states every dimension counts with at most one standard deviation, so that dimensions that are far
+off do not decide what is similar. Where the forgotten states are like no retained one, nothing is really similar. Safe
+actions are then those of small networks that were cloned from the same trajectories, which do there what an agent does
+that has never seen such a state; a retrained one has not. Elsewhere real actions are imitated: the networks only know
+the mean of what is done in a state, which some policies, CPQ's for one, did not survive.
 
 Of rows that are only withdrawn nothing is unsafe: then there are no terms but OSRL's own on the retain set, and C4.
 """
@@ -76,7 +76,8 @@ class SafeRuleOptions(UpdateOptions):
     policy_weight: float = option(1.0, "F3: Lagrangian of the policy, for agents with action values")
     imitation_weight: float = option(1.0, "F3, generator: safe actions in forgotten states")
     action_weight: float = option(0.0, "F3: forgotten actions become less likely")
-    safe_actions: str = option("similar", "what these are: those of similar retained states, or those of a model")
+    safe_actions: str = option("auto", "what these are: those of similar retained states, those of a model, or auto: "
+                                       "those of a model if forgotten states are like no retained one")
     repair_share: float = option(0.3, "C3: share of these two weights during the repair")
     anchor: float = option(0.1, "C1, C2: weight of the anchor to the old critics; decays to 0")
     margin: float = option(0.5, "margins, in units of the critics' spread on the retain set")
@@ -88,8 +89,8 @@ class SafeRuleOptions(UpdateOptions):
         super().__post_init__()
         if self.sigma not in (-1, 0, 1):
             raise ValueError("sigma must be 1, 0 or -1, got {}".format(self.sigma))
-        if self.safe_actions not in ("similar", "model"):
-            raise ValueError("safe_actions must be similar or model, got '{}'".format(self.safe_actions))
+        if self.safe_actions not in ("auto", "similar", "model"):
+            raise ValueError("safe_actions must be auto, similar or model, got '{}'".format(self.safe_actions))
         if not 0 <= self.forget_share <= 1:
             raise ValueError("forget_share must be between 0 and 1, got {}".format(self.forget_share))
 
@@ -231,8 +232,13 @@ class SafeRule(Method):
     def _find_safe_actions(self, ctx):
         """Some forgotten states, and safe actions for each of them, shape [states, choices, act_dim]."""
         self._unsafe = self._train.everything(IMITATED)
-        find = self._of_similar_states if self.options.safe_actions == "similar" else self._of_a_model
-        self._safe_actions = find(ctx)
+        source = self.options.safe_actions
+        if not self.options.imitation_weight or self.options.sigma < 0 or ctx.withdrawn:
+            self._safe_actions = self._unsafe.actions[:, None]  # only ever weighted with 0: nothing has to be found
+        elif source == "model" or source == "auto" and _unfamiliar(ctx, self._unsafe.observations, self._probe):
+            self._safe_actions = self._of_a_model(ctx)
+        else:
+            self._safe_actions = self._of_similar_states(ctx)
         self._drawing = torch.Generator().manual_seed(ctx.seed)
 
     def _of_similar_states(self, ctx):
@@ -328,13 +334,41 @@ def _retained_returns(ctx):
     return torch.as_tensor(returns, dtype=torch.float32, device=store.home)
 
 
+def _unfamiliar(ctx, states, probe):
+    """Whether most of the forgotten ``states`` are further from the retained ones than 95 % of these from each other.
+
+    Both are compared with the states of every second retained trajectory, and so never with those of their own.
+    """
+    rows, spread = ctx.retain.rows, probe.observations.std(0).clamp(min=1e-6)
+    second = _trajectories(ctx)[rows] % 2 == 1
+    if second.all() or not second.any():
+        return False
+    known, others = (ctx.retain.store.gather(_thinned(rows[chosen], CANDIDATES)).observations / spread
+                     for chosen in (second, ~second))
+    usual, found = (torch.cdist(some, known).min(-1).values for some in (others, states / spread))
+    return (found > usual.quantile(0.95)).float().mean().item() > 0.5
+
+
+def _trajectories(ctx):
+    """Number of the trajectory of every row of the data, shape [rows]."""
+    done = ctx.retain.store.columns.done
+    return torch.cumsum(done, 0, dtype=torch.int64) - done.long()
+
+
+def _thinned(rows, most):
+    """At most ``most`` of ``rows``, evenly."""
+    if len(rows) <= most:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).long()]
+
+
 def _within_limit(ctx, most):
     """At most ``most`` retained rows of trajectories within the cost limit, or of the least costly quarter if few are.
 
     A trajectory's cost is that of its retained rows, in proportion to its length: forgotten labels are not trusted.
     """
     columns, rows, limit = ctx.retain.store.columns, ctx.retain.rows, ctx.adapter.cost_limit
-    trajectory = torch.cumsum(columns.done, 0, dtype=torch.int64) - columns.done.long()
+    trajectory = _trajectories(ctx)
     length = torch.bincount(trajectory)
     kept, own = torch.zeros_like(columns.costs, dtype=torch.float64), trajectory[rows]
     kept[rows] = 1.0
@@ -342,10 +376,7 @@ def _within_limit(ctx, most):
     cost = torch.bincount(trajectory, kept * columns.costs, len(length)) / rows_kept.clamp(min=1) * length
     quarter = cost[rows_kept > 0].quantile(0.25)
     limit = quarter if limit is None else quarter.clamp(min=float(limit))
-    rows = rows[cost[own] <= limit]
-    if len(rows) > most:
-        rows = rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).long()]
-    return rows
+    return _thinned(rows[cost[own] <= limit], most)
 
 
 def preference_gap(adapter, batch, probe, margin):
