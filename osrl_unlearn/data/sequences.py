@@ -4,7 +4,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from osrl_unlearn.data.views import DatasetView, TransitionStore
+from osrl_unlearn.data.views import DatasetView, TransitionStore, thinned
 
 
 class SequenceBatch(NamedTuple):
@@ -137,9 +137,7 @@ class SequenceView(DatasetView):
 
     def everything(self, limit=None):
         """The sequence that leads to every row, or to ``limit`` of them at equal distances."""
-        rows = self.rows
-        if limit is not None and len(rows) > limit:
-            rows = rows[torch.linspace(0, len(rows) - 1, limit, device=rows.device).long()]
+        rows = thinned(self.rows, limit)
         own = len(self._positions)
         which = torch.searchsorted(self._start[:own], rows, right=True) - 1
         step = rows - self._start[which]

@@ -27,6 +27,13 @@ def home_of(size, device):
     return device
 
 
+def thinned(rows, limit):
+    """All ``rows``, or ``limit`` of them at equal distances."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, limit, device=rows.device).long()]
+
+
 class TransitionStore:
     """The columns of a data dictionary as tensors; rewards and costs are scaled when they are drawn.
 
@@ -127,10 +134,7 @@ class DatasetView:
 
     def everything(self, limit: Optional[int] = None):
         """All transitions in order, or ``limit`` of them at equal distances."""
-        rows = self.rows
-        if limit is not None and len(rows) > limit:
-            rows = rows[torch.linspace(0, len(rows) - 1, limit, device=rows.device).long()]
-        return self.store.gather(rows)
+        return self.store.gather(thinned(self.rows, limit))
 
     def split(self, share, seed=0):
         """Two disjoint views, the second with ``share`` of the rows (at least one row each if there are two)."""

@@ -40,7 +40,7 @@ the distance of two states every dimension counts with at most one standard devi
 off do not decide what is similar. Where the forgotten states are like no retained one, nothing is really similar. Safe
 actions are then those of small networks that were cloned from the same trajectories, which do there what an agent does
 that has never seen such a state; a retrained one has not. Elsewhere real actions are imitated: the networks only know
-the mean of what is done in a state, which some policies, CPQ's for one, did not survive.
+the mean of what is done in a state, which the policy of CPQ that it was tried on did not survive.
 
 Of rows that are only withdrawn nothing is unsafe: then there are no terms but OSRL's own on the retain set, and C4.
 """
@@ -50,7 +50,7 @@ import torch
 import torch.nn.functional as F
 
 from osrl_unlearn.data.trajectories import to_go
-from osrl_unlearn.data.views import Batch
+from osrl_unlearn.data.views import Batch, thinned
 from osrl_unlearn.methods.base import PROBE_ROWS, Method, UpdateOptions
 from osrl_unlearn.options import option
 from osrl_unlearn.regression import Behaviour, refit
@@ -137,15 +137,12 @@ class SafeRule(Method):
     @torch.no_grad()
     def _refit(self, ctx):
         """F0; whether there was anything to mend."""
-        adapter, store, rows = ctx.adapter, ctx.retain.store, ctx.retain.rows
+        adapter, store, rows = ctx.adapter, ctx.retain.store, thinned(ctx.retain.rows, FITTED)
         layers = adapter.reward_output_layers()
         if not layers:
             return False
-        if len(rows) > FITTED:
-            rows = rows[torch.linspace(0, len(rows) - 1, FITTED, device=rows.device).long()]
         returns = _retained_returns(ctx)[rows]
-        some = torch.linspace(0, len(rows) - 1, min(len(rows), PROBE_ROWS)).long().to(rows.device)
-        value = adapter.reward_value(store.gather(rows[some])).mean().item()
+        value = adapter.reward_value(store.gather(thinned(rows, PROBE_ROWS))).mean().item()
         if not abs(value - returns.mean().item()) > CONTRADICTED * returns.std().item():
             return False
         refit(layers, ((lambda: adapter.reward_value(store.gather(chunk)), store.deliver(target)) for chunk, target in
@@ -343,7 +340,7 @@ def _unfamiliar(ctx, states, probe):
     second = _trajectories(ctx)[rows] % 2 == 1
     if second.all() or not second.any():
         return False
-    known, others = (ctx.retain.store.gather(_thinned(rows[chosen], CANDIDATES)).observations / spread
+    known, others = (ctx.retain.store.gather(thinned(rows[chosen], CANDIDATES)).observations / spread
                      for chosen in (second, ~second))
     usual, found = (torch.cdist(some, known).min(-1).values for some in (others, states / spread))
     return (found > usual.quantile(0.95)).float().mean().item() > 0.5
@@ -353,13 +350,6 @@ def _trajectories(ctx):
     """Number of the trajectory of every row of the data, shape [rows]."""
     done = ctx.retain.store.columns.done
     return torch.cumsum(done, 0, dtype=torch.int64) - done.long()
-
-
-def _thinned(rows, most):
-    """At most ``most`` of ``rows``, evenly."""
-    if len(rows) <= most:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).long()]
 
 
 def _within_limit(ctx, most):
@@ -376,7 +366,7 @@ def _within_limit(ctx, most):
     cost = torch.bincount(trajectory, kept * columns.costs, len(length)) / rows_kept.clamp(min=1) * length
     quarter = cost[rows_kept > 0].quantile(0.25)
     limit = quarter if limit is None else quarter.clamp(min=float(limit))
-    return _thinned(rows[cost[own] <= limit], most)
+    return thinned(rows[cost[own] <= limit], most)
 
 
 def preference_gap(adapter, batch, probe, margin):
