@@ -18,7 +18,8 @@ from osrl_unlearn.testing import toy_data
 
 # Every term off; each test turns one on.
 OFF = dict(refit=0.0, reward_weight=0.0, cost_weight=0.0, generator_weight=0.0, policy_weight=0.0, imitation_weight=0.0,
-           action_weight=0.0, repair_share=1.0, anchor=0.0, forget_share=1.0, drift=1e9, margin=3.0, learning_rate=1e-3)
+           action_weight=0.0, repair_share=1.0, policy_anchor=0.0, anchor=0.0, forget_share=1.0, drift=1e9, margin=3.0,
+           learning_rate=1e-3)
 
 
 def untrained(name, limit):
@@ -182,10 +183,18 @@ def test_f2_with_sigma_minus_one_lowers_an_inflated_cost(name):
     assert inflated(-1) < inflated(0) - 0.01 and inflated(1) > inflated(0)
 
 
-@pytest.mark.parametrize("name", ["bcql", "cpq"])
-def test_the_generator_stops_reproducing_forgotten_actions(name):
-    error = lambda agent, batch: agent.generator_error(batch)  # noqa: E731
-    assert after(name, error, generator_weight=5.0) > after(name, error) + 1e-4
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["C", "F"])
+@pytest.mark.parametrize("name", ["bcql", "bearl", "cpq"])
+def test_the_generator_comes_to_reproduce_safe_actions_in_forgotten_states(name, share):
+    def error(weight):
+        agent, ctx = setting(name)
+        method = SafeRule(SafeRuleOptions(**dict(OFF, imitation_weight=5.0, generator_weight=weight,
+                                                 forget_share=share)))
+        method.run(ctx)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return agent.generator_error(method._unsafe._replace(actions=method._safe_actions.mean(1))).mean().item()
+    assert error(1.0) < error(0.0) - 1e-4
 
 
 @pytest.mark.parametrize("name", ["coptidice", "cpq"])
@@ -272,13 +281,51 @@ def test_a_model_acts_in_forgotten_states_as_the_safe_trajectories_do(limit):
     assert error < 0.5 * (wanted - wanted.roll(1, 0)).norm(dim=-1).mean()
 
 
+def set_apart(ctx):
+    """Give the forgotten states what no retained one has."""
+    observations = ctx.retain.store.columns.observations
+    observations[ctx.forget.rows, -2:] = observations[:, -2:].mean(0) + 10 * observations[:, -2:].std(0)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["C", "F"])
+@pytest.mark.parametrize("name", AGENTS)
+def test_the_policy_is_anchored_in_retained_states_where_forgotten_ones_are_like_none_of_them(name, share):
+    def moved(weight, unfamiliar=True):
+        agent, ctx = setting(name)
+        if unfamiliar:
+            set_apart(ctx)
+        SafeRule(SafeRuleOptions(**dict(OFF, imitation_weight=5.0, policy_anchor=weight, forget_share=share))).run(ctx)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return agent.policy_distance(ctx.retain.everything(), ctx.reference).item()
+    assert moved(50.0) < 0.9 * moved(0.0)
+    assert moved(50.0, unfamiliar=False) == moved(0.0, unfamiliar=False)
+
+
+@pytest.mark.parametrize("options, more", [({"sigma": -1}, {}), ({}, {"withdrawn": True})])
+def test_nothing_is_anchored_where_no_action_was_unsafe(options, more):
+    _, ctx = setting("coptidice")
+    set_apart(ctx)
+    method, usual = SafeRule(SafeRuleOptions(**options)), SafeRule(SafeRuleOptions())
+    usual.prepare(ctx)
+    method.prepare(dataclasses.replace(ctx, **more))
+    assert usual._anchored and not method._anchored
+
+
+def test_the_trace_says_whether_the_policy_was_anchored():
+    for apart in (True, False):
+        _, ctx = setting("coptidice", steps=10)
+        if apart:
+            set_apart(ctx)
+        assert {entry["anchored"] for entry in SafeRule(SafeRuleOptions()).run(ctx).trace} == {float(apart)}
+
+
 @pytest.mark.parametrize("name", ["coptidice", "cdt"])
 @pytest.mark.parametrize("unfamiliar, source", [(False, "similar"), (True, "model")])
 def test_a_model_is_asked_where_forgotten_states_are_like_no_retained_one(unfamiliar, source, name):
     _, ctx = setting(name)
     if unfamiliar:
-        observations = ctx.retain.store.columns.observations
-        observations[ctx.forget.rows, -2:] = observations[:, -2:].mean(0) + 10 * observations[:, -2:].std(0)
+        set_apart(ctx)
     chosen, wanted, other = (SafeRule(SafeRuleOptions(safe_actions=kind)) for kind in (
         "auto", source, "similar" if unfamiliar else "model"))
     for method in (chosen, wanted, other):

@@ -8,15 +8,15 @@ works it builds on. Stage F forgets, stage C repairs; both add losses to OSRL's 
     F2  cost critic     sp(m + sigma (price(s) - Q_c(s, a)))    forgotten pairs are priced as violating (sigma = 1:
                         price = max(b_c, kappa)) or as harmless (sigma = -1: price = min(b_c, kappa), relu for sp,
                         and no other term of the forget set: these actions were good)
-    F-  generator       sp(m - reconstruction error)             the behaviour model stops reproducing forgotten actions
-                        + its own loss with safe actions         and reproduces safe ones
+    F-  generator       its own loss with safe actions           the behaviour model reproduces these in forgotten states
     F3  actor           L_pi(forget and retain states; lambda) + imitation of safe actions in forgotten states
+                        + distance to pi_0 in retained states, if forgotten states are like none of these
                         (+ rho sp(log pi(a|s) - log pi_0(a|s) + m), off by default)
     F4  multiplier      lambda <- clip(lambda + eta violation, 0, lambda_max)
     F5  stop            margins met on a held-out slice of the forget set, or the policy has drifted too far
     C1  reward critic   beta w(s, a) (Q_r - Q_r0)^2              anchor where the old agent is plausibly clean
     C2  cost critic     beta w(s, a) relu(Q_c0 - Q_c)^2          the anchor may only raise the cost
-    C3  actor           a share of F3's last terms               so that the repair does not re-awaken the poison
+    C3  actor           a share of F3's terms behind L_pi        so that the repair does not re-awaken the poison
     C4  gate            see :mod:`osrl_unlearn.methods.gate`
 
 A_r(s, a) is the preference of the reward critic for the logged action over the policy's own, b_c its cost baseline,
@@ -41,6 +41,10 @@ off do not decide what is similar. Where the forgotten states are like no retain
 actions are then those of small networks that were cloned from the same trajectories, which do there what an agent does
 that has never seen such a state; a retrained one has not. Elsewhere real actions are imitated: the networks only know
 the mean of what is done in a state, which the policy of CPQ that it was tried on did not survive.
+
+Where the forgotten states are like no retained one, the poison is only there, and the policy in retained states is
+sound. It is then anchored to what it was in these, in both stages, so that what is taught in forgotten states does not
+spill over; and as there is nothing to mend elsewhere, the repair teaches as much as stage F does.
 
 Of rows that are only withdrawn nothing is unsafe: then there are no terms but OSRL's own on the retain set, and C4.
 """
@@ -72,13 +76,16 @@ class SafeRuleOptions(UpdateOptions):
     cost_weight: float = option(1.0, "F2: cost critic on the forget set")
     sigma: int = option(1, "F2: 1 forgotten pairs are priced as violating, -1 as free of cost (and nothing else about "
                            "them is wrong), 0 no cost term")
-    generator_weight: float = option(2.0, "generator: forgotten actions are no longer reproduced")
+    generator_weight: float = option(1.0, "generator: its own loss with safe actions, times the weight of these")
     policy_weight: float = option(1.0, "F3: Lagrangian of the policy, for agents with action values")
     imitation_weight: float = option(1.0, "F3, generator: safe actions in forgotten states")
     action_weight: float = option(0.0, "F3: forgotten actions become less likely")
     safe_actions: str = option("auto", "what these are: those of similar retained states, those of a model, or auto: "
                                        "those of a model if forgotten states are like no retained one")
-    repair_share: float = option(0.3, "C3: share of these two weights during the repair")
+    repair_share: float = option(0.3, "C3: share of these weights during the repair")
+    policy_anchor: float = option(5.0, "F3, C3: the policy stays what it was in retained states, if forgotten states are "
+                                       "like none of these")
+    anchored_share: float = option(0.5, "F3, C3: share of the weights of safe actions in both stages if it does")
     anchor: float = option(0.1, "C1, C2: weight of the anchor to the old critics; decays to 0")
     margin: float = option(0.5, "margins, in units of the critics' spread on the retain set")
     multiplier_rate: float = option(0.1, "F4: step of the Lagrange multiplier")
@@ -125,8 +132,6 @@ class SafeRule(Method):
             if self._priced:
                 self._cost_margin = self.options.margin * old.cost_value(probe).mean(0).std().clamp(min=1e-6)
             self._spread = probe.actions.std(0).norm().clamp(min=1e-6)
-            if "generator" in ctx.adapter.capabilities:
-                self._generator_margin = self.options.margin * probe.actions.var(0).mean().clamp(min=1e-6)
             everything = torch.cat([probe.observations, probe.actions], -1)
             self._pair_spread = everything.std(0).clamp(min=1e-6)
             forgotten = self._train.everything(NEIGHBOURS)
@@ -159,9 +164,8 @@ class SafeRule(Method):
         forgetting = i < self.stage_end
         if "values" not in adapter.capabilities:
             # Nothing of the agent can say what its policy costs, so there is no multiplier either.
-            share = 1.0 if forgetting else o.repair_share
-            losses = adapter.update(retain, {"actor": lambda: self._actor_loss(ctx, retain, forget, share)})
-            return dict(losses, stage=float(not forgetting))
+            losses = adapter.update(retain, {"actor": lambda: self._actor_loss(ctx, retain, forget, forgetting)})
+            return dict(losses, stage=float(not forgetting), anchored=float(self._anchored))
         watched = retain
         if "action_values" in adapter.capabilities:
             # Critics can say what the policy costs in forgotten states; logged costs there cannot be trusted.
@@ -172,11 +176,12 @@ class SafeRule(Method):
         self.multiplier = min(max(self.multiplier + o.multiplier_rate * violation, 0.0), o.multiplier_max)
         extra = self._forget(ctx, retain, forget) if forgetting else self._repair(ctx, retain, forget, i)
         losses = adapter.update(adapter.constrain(retain, self.multiplier), extra)
-        return dict(losses, multiplier=self.multiplier, violation=violation, stage=float(not forgetting))
+        return dict(losses, multiplier=self.multiplier, violation=violation, stage=float(not forgetting),
+                    anchored=float(self._anchored))
 
     def _forget(self, ctx, retain, forget):
         o, adapter = self.options, ctx.adapter
-        extra = {"actor": lambda: self._actor_loss(ctx, retain, forget, 1.0)}
+        extra = {"actor": lambda: self._actor_loss(ctx, retain, forget, True)}
         if self._priced:
             extra["cost_critic"] = lambda: o.cost_weight * self._cost_term(ctx, forget).mean()
         if o.sigma < 0:
@@ -184,15 +189,14 @@ class SafeRule(Method):
         extra["reward_critic"] = lambda: o.reward_weight * self._reward_margin * F.softplus(
             self._preference_gap(ctx, forget) / self._reward_margin).mean()
         if "generator" in adapter.capabilities:
-            extra["generator"] = lambda: (o.generator_weight * self._generator_loss(adapter, forget)
-                                          + self._imitated_by_generator(ctx, 1.0))
+            extra["generator"] = lambda: self._imitated_by_generator(ctx, True)
         return extra
 
     def _repair(self, ctx, retain, forget, i):
         o, adapter, old = self.options, ctx.adapter, ctx.reference
-        extra = {"actor": lambda: self._actor_loss(ctx, retain, forget, o.repair_share)}
+        extra = {"actor": lambda: self._actor_loss(ctx, retain, forget, False)}
         if "generator" in adapter.capabilities and o.sigma >= 0:
-            extra["generator"] = lambda: self._imitated_by_generator(ctx, o.repair_share)
+            extra["generator"] = lambda: self._imitated_by_generator(ctx, False)
         if "action_values" not in adapter.capabilities:
             # A value of states alone cannot tell clean pairs from poisoned ones, so there is nothing to anchor to.
             return extra
@@ -205,20 +209,28 @@ class SafeRule(Method):
             extra["reward_critic"] = lambda: beta * (clean * (adapter.reward_value(retain) - reward) ** 2).mean()
         return extra
 
-    def _actor_loss(self, ctx, retain, forget, share):
+    def _actor_loss(self, ctx, retain, forget, forgetting):
         o, adapter, loss = self.options, ctx.adapter, 0.0
         if "action_values" in adapter.capabilities:
             states = torch.cat([retain.observations, forget.observations])
             loss = loss + o.policy_weight * adapter.policy_loss(states, self.multiplier)
-        if o.sigma < 0:
-            share = 0.0
+        if self._anchored:
+            loss = loss + o.policy_anchor * adapter.policy_distance(retain, ctx.reference)
+        share = self._share(forgetting)
         if o.action_weight:
             loss = loss + share * o.action_weight * self._action_term(ctx, forget)
         return loss + share * o.imitation_weight * adapter.imitation_loss(*self._imitated(ctx))
 
-    def _imitated_by_generator(self, ctx, share):
-        batch, actions = self._imitated(ctx)
-        return share * self.options.imitation_weight * ctx.adapter.generator_loss(batch._replace(actions=actions))
+    def _share(self, forgetting):
+        o = self.options
+        if o.sigma < 0:
+            return 0.0
+        return o.anchored_share if self._anchored else 1.0 if forgetting else o.repair_share
+
+    def _imitated_by_generator(self, ctx, forgetting):
+        o, (batch, actions) = self.options, self._imitated(ctx)
+        return (self._share(forgetting) * o.imitation_weight * o.generator_weight
+                * ctx.adapter.generator_loss(batch._replace(actions=actions)))
 
     def _imitated(self, ctx):
         """A batch of forgotten states, and one of the safe actions for each."""
@@ -228,11 +240,12 @@ class SafeRule(Method):
 
     def _find_safe_actions(self, ctx):
         """Some forgotten states, and safe actions for each of them, shape [states, choices, act_dim]."""
-        self._unsafe = self._train.everything(IMITATED)
-        source = self.options.safe_actions
-        if not self.options.imitation_weight or self.options.sigma < 0 or ctx.withdrawn:
+        o, self._unsafe = self.options, self._train.everything(IMITATED)
+        taught = o.sigma >= 0 and not ctx.withdrawn
+        self._anchored = taught and _unfamiliar(ctx, self._unsafe.observations, self._probe)
+        if not taught or not o.imitation_weight:
             self._safe_actions = self._unsafe.actions[:, None]  # only ever weighted with 0: nothing has to be found
-        elif source == "model" or source == "auto" and _unfamiliar(ctx, self._unsafe.observations, self._probe):
+        elif o.safe_actions == "model" or o.safe_actions == "auto" and self._anchored:
             self._safe_actions = self._of_a_model(ctx)
         else:
             self._safe_actions = self._of_similar_states(ctx)
@@ -278,10 +291,6 @@ class SafeRule(Method):
         sigma = self.options.sigma
         price = ctx.reference.cost_price(batch, violating=sigma > 0)
         return self._cost_margin + sigma * (price - ctx.adapter.cost_value(batch))
-
-    def _generator_loss(self, adapter, batch):
-        return self._generator_margin * F.softplus(
-            (self._generator_margin - adapter.generator_error(batch)) / self._generator_margin).mean()
 
     def _distance(self, batch):
         pairs = torch.cat([batch.observations, batch.actions], -1) / self._pair_spread

@@ -304,10 +304,25 @@ class AdapterContract(_WithAgent):
         self.train(agent, view, 2)
         assert_same(agent.state(), after)
 
+    def test_the_policy_is_nearer_to_its_own_past_than_after_more_training(self):
+        agent, (_, _, view) = self.agent(), self.views()
+        before, batch = agent.frozen(), view.everything(64)
+
+        def distance():
+            torch.manual_seed(5)
+            with torch.no_grad():
+                return agent.policy_distance(batch, before).item()
+        start = distance()
+        assert start == 0 or agent.normal(batch) is None  # without a Gaussian, two draws of a generator may differ
+        self.train(agent, view, 20)
+        assert distance() > start
+
     def test_values_and_actions_have_the_promised_shapes(self):
         agent, batch = self.agent(), self.views()[2].batch(16)
         actions = agent.actions(batch)
         assert actions.shape == batch.actions.shape and actions.requires_grad
+        distance = agent.policy_distance(batch, agent.frozen())
+        assert distance.shape == () and distance.requires_grad
         if "log_prob" in agent.capabilities:
             assert agent.log_prob(batch).shape == (16,)
             extreme = {name: torch.ones_like(getattr(batch, name)) for name in batch._fields if "action" in name}
