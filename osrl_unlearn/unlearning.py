@@ -157,6 +157,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
         raise KeyboardInterrupt
     _save(folder, trained, about, method, offset + outcome.steps)
     report = _report(trained, config, about, outcome, constants, model_before)
+    report["notes"] = trained.notes + method.notes()
     report["models"]["reference"] = settings["reference"]
     report.update(screening=screening, poisoned=poisoned, unlearned=score(adapter, "evaluate after"), reference=None)
     if reference is not None:
@@ -247,7 +248,7 @@ def _report(trained, config, about, outcome, constants, model_before):
         "gate": outcome.gate, "accepted": outcome.accepted, "rollbacks": outcome.rollbacks,
         "reason": outcome.reason, "versions": versions(),
         "models": {"before": model_before, "after": sha256_state(trained.adapter.model.state_dict())},
-        "notes": trained.notes, "trace": trace,
+        "trace": trace,
     }
 
 

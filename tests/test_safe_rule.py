@@ -312,12 +312,14 @@ def test_nothing_is_anchored_where_no_action_was_unsafe(options, more):
     assert usual._anchored and not method._anchored
 
 
-def test_the_trace_says_whether_the_policy_was_anchored():
+def test_trace_and_notes_say_whether_the_policy_was_anchored():
     for apart in (True, False):
         _, ctx = setting("coptidice", steps=10)
         if apart:
             set_apart(ctx)
-        assert {entry["anchored"] for entry in SafeRule(SafeRuleOptions()).run(ctx).trace} == {float(apart)}
+        method = SafeRule(SafeRuleOptions())
+        assert {entry["anchored"] for entry in method.run(ctx).trace} == {float(apart)}
+        assert ["anchored" in note for note in method.notes()] == [True] * apart
 
 
 @pytest.mark.parametrize("name", ["coptidice", "cdt"])

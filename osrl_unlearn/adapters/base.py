@@ -490,8 +490,8 @@ class Adapter(ABC):
     def policy_distance(self, batch, before):
         """How far the policy is from that of ``before``, an adapter without gradient, in the batch's states. Scalar.
 
-        Twice the Kullback-Leibler divergence of the Gaussians per dimension, which for a shift alone is its mean square
-        in standard deviations; without a Gaussian the distance, in units of the spread of the actions.
+        The Kullback-Leibler divergence of the Gaussians per dimension; without one the distance, in units of the spread
+        of the actions.
         """
         with torch.no_grad():
             old = before.normal(batch)
@@ -499,7 +499,7 @@ class Adapter(ABC):
             with torch.no_grad():
                 actions = before.actions(batch)
             return (self.actions(batch) - actions).norm(dim=-1).mean() / actions.std(0).norm().clamp(min=1e-6)
-        return 2 * torch.distributions.kl_divergence(old, self.normal(batch)).mean()
+        return torch.distributions.kl_divergence(old, self.normal(batch)).mean()
 
     def normal(self, batch):
         """The Gaussian that an action is drawn from before it is squashed, shapes [n, dim]; None if there is none."""

@@ -128,6 +128,10 @@ class Method(ABC):
     def set_state(self, ctx, state):
         """Called instead of :meth:`prepare` when a run is resumed, with what :meth:`state` returned."""
 
+    def notes(self):
+        """What the report should say about how the method went about it; called after :meth:`run`. List of str."""
+        return []
+
     def save(self, folder):
         """Called with the run directory of the result when it is written, to keep what a later deletion needs there."""
 

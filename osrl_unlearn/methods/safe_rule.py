@@ -312,6 +312,11 @@ class SafeRule(Method):
         """A stronger multiplier after a rollback."""
         self.multiplier = min(max(2 * self.multiplier, 1.0), self.options.multiplier_max)
 
+    def notes(self):
+        """Where the policy was anchored, since that rests on a judgement of the data."""
+        return ["the states of the forget set are like none of the retain set: safe actions of a model are taken if "
+                "safe_actions is auto, and the policy is anchored to what it was in retained states"] * self._anchored
+
     def state(self):
         """What changes, and the margin that a stochastic policy would not give twice."""
         return {"multiplier": self.multiplier, "stage_end": self.stage_end, "refitted": self._refitted,
