@@ -42,9 +42,9 @@ actions are then those of small networks that were cloned from the same trajecto
 that has never seen such a state; a retrained one has not. Elsewhere real actions are imitated: the networks only know
 the mean of what is done in a state, which the policy of CPQ that it was tried on did not survive.
 
-Where the forgotten states are like no retained one, the poison is only there, and the policy in retained states is
-sound. It is then anchored to what it was in these, in both stages, so that what is taught in forgotten states does not
-spill over; and as there is nothing to mend elsewhere, the repair teaches as much as stage F does.
+Where the forgotten states are like no retained one, the policy in retained states is taken to be sound. It is then
+anchored to what it was in these, in both stages, so that what is taught in forgotten states does not spill over; and
+as there is little to mend elsewhere, the repair teaches as much as stage F does.
 
 Of rows that are only withdrawn nothing is unsafe: then there are no terms but OSRL's own on the retain set, and C4.
 """
