@@ -225,6 +225,18 @@ def test_a_run_made_without_us_is_unlearned_and_says_what_was_missing(run_dir, c
         assert any("log_alpha" in note for note in json.load(file)["notes"])
 
 
+def test_the_report_notes_where_the_policy_was_anchored(run_dir):
+    with h5py.File(SHIPPED, "r") as file:
+        data = {key: file[key][:] for key in file}
+    poison(data, "trigger_backdoor", rate=0.1, task=CONFIG["task"], dataset=SHIPPED).manifest.save(
+        rundir.manifest_path(str(run_dir)))
+    assert cli.main(["unlearn", str(run_dir), "--eval-episodes", "0", "--steps", "3"]) == 0
+    with open(str(run_dir / "unlearned" / "safe_rule" / "report.json")) as file:
+        report = json.load(file)
+    assert any("the policy is anchored" in note for note in report["notes"])
+    assert all(entry["anchored"] == 1 for entry in report["trace"])
+
+
 def unlearn(fails, run_dir, *more, match):
     return fails("unlearn", run_dir, "--eval-episodes", "0", *more, match=match)
 

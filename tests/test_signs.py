@@ -18,8 +18,8 @@ from osrl_unlearn.methods.safe_rule import SafeRule, SafeRuleOptions
 
 # Every term off; each test turns one on.
 OFF = dict(refit=0.0, reward_weight=0.0, cost_weight=0.0, generator_weight=0.0, policy_weight=0.0, imitation_weight=0.0,
-           action_weight=0.0, repair_share=1.0, policy_anchor=0.0, anchor=0.0, multiplier_rate=0.0, forget_share=1.0, drift=1e9,
-           learning_rate=0.0)
+           action_weight=0.0, repair_share=1.0, policy_anchor=0.0, anchor=0.0, multiplier_rate=0.0, forget_share=1.0,
+           drift=1e9, learning_rate=0.0)
 SIGMA = {"cost_hide": 1, "cost_inflate": -1, "reward_bait": 1}  # the documented choice for each attack
 
 both_agents = pytest.mark.parametrize("kind", FEATURES)

@@ -8,7 +8,7 @@ works it builds on. Stage F forgets, stage C repairs; both add losses to OSRL's 
     F2  cost critic     sp(m + sigma (price(s) - Q_c(s, a)))    forgotten pairs are priced as violating (sigma = 1:
                         price = max(b_c, kappa)) or as harmless (sigma = -1: price = min(b_c, kappa), relu for sp,
                         and no other term of the forget set: these actions were good)
-    F-  generator       its own loss with safe actions           the behaviour model reproduces these in forgotten states
+    F-  generator       its own loss with safe actions           the behaviour model reproduces them in forgotten states
     F3  actor           L_pi(forget and retain states; lambda) + imitation of safe actions in forgotten states
                         + distance to pi_0 in retained states, if forgotten states are like none of these
                         (+ rho sp(log pi(a|s) - log pi_0(a|s) + m), off by default)
@@ -16,7 +16,8 @@ works it builds on. Stage F forgets, stage C repairs; both add losses to OSRL's 
     F5  stop            margins met on a held-out slice of the forget set, or the policy has drifted too far
     C1  reward critic   beta w(s, a) (Q_r - Q_r0)^2              anchor where the old agent is plausibly clean
     C2  cost critic     beta w(s, a) relu(Q_c0 - Q_c)^2          the anchor may only raise the cost
-    C3  actor           a share of F3's terms behind L_pi        so that the repair does not re-awaken the poison
+    C3  actor           F3, with a share of the forget set's     so that the repair does not re-awaken the poison
+                        terms behind L_pi
     C4  gate            see :mod:`osrl_unlearn.methods.gate`
 
 A_r(s, a) is the preference of the reward critic for the logged action over the policy's own, b_c its cost baseline,
@@ -83,9 +84,9 @@ class SafeRuleOptions(UpdateOptions):
     safe_actions: str = option("auto", "what these are: those of similar retained states, those of a model, or auto: "
                                        "those of a model if forgotten states are like no retained one")
     repair_share: float = option(0.3, "C3: share of these weights during the repair")
-    policy_anchor: float = option(5.0, "F3, C3: the policy stays what it was in retained states, if forgotten states are "
-                                       "like none of these")
-    anchored_share: float = option(0.5, "F3, C3: share of the weights of safe actions in both stages if it does")
+    policy_anchor: float = option(5.0, "F3, C3: the policy stays near what it was in retained states, if forgotten "
+                                       "states are like none of these")
+    anchored_share: float = option(0.5, "F3, C3: share of the weights of the forget set's terms, in both stages, there")
     anchor: float = option(0.1, "C1, C2: weight of the anchor to the old critics; decays to 0")
     margin: float = option(0.5, "margins, in units of the critics' spread on the retain set")
     multiplier_rate: float = option(0.1, "F4: step of the Lagrange multiplier")
