@@ -107,7 +107,7 @@ class SafeRule(Method):
     """Both stages, with the terms that the agent's parts allow."""
 
     name = "safe_rule"
-    summary = "suppress the forget set in critics, generator and actor under the cost limit, then repair"
+    summary = "suppress the forget set in the critics and learn safe actions there under the cost limit, then repair"
     Options = SafeRuleOptions
     gated = True
 
