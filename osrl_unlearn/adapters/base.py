@@ -485,6 +485,10 @@ class Adapter(ABC):
         """
         if "log_prob" in self.capabilities:
             return -self.log_prob(batch._replace(actions=actions)).mean() / actions.shape[1]
+        return self.action_distance(batch, actions)
+
+    def action_distance(self, batch, actions):
+        """Mean distance of the policy's actions to ``actions`` [n, act_dim], in units of the spread of these. Scalar."""
         return (self.actions(batch) - actions).norm(dim=-1).mean() / actions.std(0).norm().clamp(min=1e-6)
 
     def policy_distance(self, batch, before):
@@ -498,7 +502,7 @@ class Adapter(ABC):
         if old is None:
             with torch.no_grad():
                 actions = before.actions(batch)
-            return (self.actions(batch) - actions).norm(dim=-1).mean() / actions.std(0).norm().clamp(min=1e-6)
+            return self.action_distance(batch, actions)
         return torch.distributions.kl_divergence(old, self.normal(batch)).mean()
 
     def normal(self, batch):

@@ -165,7 +165,7 @@ class CDTAdapter(Adapter):
 
     def imitation_loss(self, batch, actions):
         """The distance: the likelihood is one of whole sequences."""
-        return (self.actions(batch) - actions).norm(dim=-1).mean() / actions.std(0).norm().clamp(min=1e-6)
+        return self.action_distance(batch, actions)
 
     def normal(self, batch):
         """The Gaussian at the last step of each sequence, given its labels; None if the model is not stochastic."""
