@@ -488,7 +488,7 @@ class Adapter(ABC):
         return self.action_distance(batch, actions)
 
     def action_distance(self, batch, actions):
-        """Mean distance of the policy's actions to ``actions`` [n, act_dim], in units of the spread of these. Scalar."""
+        """Mean distance of the policy's actions to ``actions`` [n, act_dim], in units of their spread. Scalar."""
         return (self.actions(batch) - actions).norm(dim=-1).mean() / actions.std(0).norm().clamp(min=1e-6)
 
     def policy_distance(self, batch, before):
