@@ -36,8 +36,7 @@ def test_the_simulated_device_is_as_strict_as_a_gpu():
 @pytest.mark.parametrize("agent, method", [(agent, "safe_rule") for agent in AGENTS] + [
     ("bcql", "grad_diff"), ("bearl", "value_suppression"), ("coptidice", "traj_deleter"), ("cpq", "random_labels"),
     ("cpq", "fisher_dampening"), ("cdt", "gradient_ascent"), ("bc", "retrain")])
-def test_nothing_stays_behind_on_the_cpu(agent, method, bad, monkeypatch):
-    monkeypatch.setattr("osrl_unlearn.methods.gate.STEPS", 20)
+def test_nothing_stays_behind_on_the_cpu(agent, method, bad):
     here, _ = unlearned(agent, bad, "cpu", method, steps=4)
     with accelerator.simulated():
         there, outcome = unlearned(agent, bad, DEVICE, method, steps=4)
@@ -49,7 +48,6 @@ def test_nothing_stays_behind_on_the_cpu(agent, method, bad, monkeypatch):
 
 @pytest.mark.parametrize("agent", ("cdt", "coptidice"))
 def test_data_that_do_not_fit_come_in_batches(agent, bad, monkeypatch):
-    monkeypatch.setattr("osrl_unlearn.methods.gate.STEPS", 20)
     here, _ = unlearned(agent, bad, "cpu", steps=4)
     monkeypatch.setattr(views, "home_of", lambda size, device: torch.device("cpu"))
     with accelerator.simulated():
@@ -87,9 +85,8 @@ def test_batches_do_not_make_the_cpu_wait(agent, bad):
     assert {column.device.type for column in batch} == {DEVICE} and not waits
 
 
-def test_a_step_waits_only_for_what_is_logged(bad, monkeypatch):
+def test_a_step_waits_only_for_what_is_logged(bad):
     """The multiplier beside OSRL's own losses. BCQ-Lag: other agents' distributions check their arguments, too."""
-    monkeypatch.setattr("osrl_unlearn.methods.gate.STEPS", 20)
     with accelerator.simulated() as waits:
         adapter = adapt(make_trainer("bcql", device=DEVICE))
         prepared = prepare(adapter, bad.data, bad.manifest, method=SafeRule(SafeRuleOptions(safe_actions="model")),

@@ -103,9 +103,8 @@ class TestAdapters(AdapterContract):
 
 class TestMethods(MethodContract):
     @pytest.fixture(autouse=True)
-    def _names(self, agent_name, method_name, request, monkeypatch):
+    def _names(self, agent_name, method_name, request):
         self.agent_name, self.method_name = agent_name, method_name
-        monkeypatch.setattr("osrl_unlearn.methods.gate.STEPS", 20)  # how well it judges: test_safe_rule.py
         if "refused" not in request.node.name and not self.make().requires <= ADAPTERS.load(agent_name).capabilities:
             pytest.skip("{} is refused by {}".format(agent_name, method_name))
 

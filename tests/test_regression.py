@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from osrl_unlearn.regression import Behaviour, ToGo, refit
+from osrl_unlearn.regression import Behaviour, RandomFeatures, ToGo, refit
 
 
 def augmented(x, y, penalty):
@@ -52,3 +52,20 @@ def test_networks_fit_numbers_and_actions():
     assert Behaviour(x, wanted[:, :1], rows, 1, 2, seed=0)(100 * x).abs().max() <= 5  # far off, too
     togo = ToGo(x, wanted[:, 0].abs(), rows, 400, 3, seed=0)(x[1500:])
     assert togo.shape == (3, 500) and (togo - wanted[1500:, 0].abs()).abs().mean() < 0.5
+
+
+def test_random_features_fit_what_is_curved_and_do_the_same_twice():
+    x = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
+    rows, wanted = torch.arange(3000), x[:, 0].abs() + x[:, 1] * x[:, 2] + 7
+    before, model = torch.get_rng_state(), RandomFeatures(x, wanted, rows, seed=0)
+    found = model(x[3000:])
+    assert found.shape == (1000,) and (found - wanted[3000:]).pow(2).mean() < 0.05 * wanted.var()
+    assert torch.equal(RandomFeatures(x, wanted, rows, seed=0)(x[3000:]), found)
+    assert not torch.equal(RandomFeatures(x, wanted, rows, seed=1)(x[3000:]), found)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_features_of_hardly_any_rows_and_of_dead_inputs_are_finite():
+    x = torch.zeros(5, 2)
+    found = RandomFeatures(x, torch.full((5,), 3.0), torch.arange(5), seed=0)(x)
+    assert found == pytest.approx(3.0, abs=1e-3)

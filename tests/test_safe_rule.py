@@ -448,11 +448,13 @@ def test_the_gate_tells_costly_policies_from_others(gate):
 def test_where_nothing_retained_costs_the_noise_of_the_estimate_does_not_count():
     data = toy_data(30, 20)
     data["costs"][40:] = 0
+    data["costs"][60] = 0.005
     store = TransitionStore(data)
     _, retain = forget_and_retain(store, np.arange(40))
     for threshold, accepted in ((1.0, True), (None, False)):
         gate = SafetyGate(store, retain, Policy(0.3), 0.9, threshold)
-        assert gate.before < 1e-3
+        assert 0 < gate.before < 1e-3
+        assert gate.accepts(Policy(0.3))[0]
         gate.before /= 2  # the same policy costs "twice" as much
         assert gate.accepts(Policy(0.3))[0] is accepted
 

@@ -173,7 +173,7 @@ class _Run:
         ctx, method = self.ctx, self.method
         started, spent = time.perf_counter(), self.seconds
         every = max(1, ctx.steps // CHECKS)
-        self._saved = self._state()
+        self._saved = self._state(ctx.adapter.state())
         bar = tqdm(total=ctx.steps, initial=self.i, desc=method.name, disable=not ctx.progress, dynamic_ncols=True)
         try:
             while self.i < ctx.steps:
@@ -190,7 +190,7 @@ class _Run:
                 if stop or not going_on:
                     self.reason = stop or self.reason
                     break
-                self._saved = self._state()
+                self._saved = self._state(self.good)  # the agent is just that, accepted or rolled back
         except KeyboardInterrupt:
             # Ctrl-C may have come in the middle of an update: only what was saved at the last check is whole.
             ctx.adapter.restore(self.good if self.ever_accepted else self.before)
@@ -262,12 +262,12 @@ class _Run:
             out["action_distance/forget"] = distance.mean().item()
         return out
 
-    def _state(self):
+    def _state(self, agent):
         ctx = self.ctx
         return {"i": self.i, "trace": list(self.trace), "rollbacks": self.rollbacks, "seconds": self.seconds,
                 "before": self.before, "good": self.good, "values_before": self.values_before,
                 "ever_accepted": self.ever_accepted, "gate": self.gate and self.gate.state(),
-                "agent": ctx.adapter.state(), "method": self.method.state(),
+                "agent": agent, "method": self.method.state(),
                 "views": [ctx.forget.state(), ctx.retain.state()], "torch": torch_states(ctx.adapter.device)}
 
     def _set_state(self, saved):

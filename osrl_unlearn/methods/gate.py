@@ -7,10 +7,10 @@ import torch
 
 from osrl_unlearn.data.trajectories import to_go
 from osrl_unlearn.generators import private_torch
-from osrl_unlearn.regression import ToGo
+from osrl_unlearn.regression import RandomFeatures
 
-STEPS, HEADS, STATES = 400, 2, 1024
-NEIGHBOURS = 8192  # retained pairs that distances are taken to
+STATES = 1024
+NEIGHBOURS = 2048  # retained pairs that distances are taken to
 # How many times the old agent's the estimated cost and the distance to the data may be: below, the critic cannot tell
 # two agents apart. A backdoor does not show in retained states, so what removes it has an estimate near the old one.
 TOLERANCE = 1.1
@@ -25,7 +25,7 @@ class SafetyGate:
     a policy that leaves the data is not accepted either: the mean distance of (s, pi(s)) to the nearest retained pair,
     each dimension in units of its spread. Either may grow by a tenth: the estimate is not more precise than that.
     Forgotten rows are not fitted; where a retained row is followed by forgotten ones, their costs count as at least
-    the mean positive cost of the retain set, since their labels cannot be trusted. The higher of two heads is used.
+    the mean positive cost of the retain set, since their labels cannot be trusted.
 
     Args:
         store, retain: the data, and the view of what the agent goes on learning from.
@@ -47,7 +47,7 @@ class SafetyGate:
         target = to_go(costs, everything.done.cpu().numpy(), gamma)
         target = torch.as_tensor(target, dtype=torch.float32, device=store.home)
         x = torch.cat([everything.observations, everything.actions], -1)
-        self._critic = ToGo(x, target, trusted, STEPS, HEADS, seed, store.device)
+        self._critic = RandomFeatures(x, target, trusted, seed, store.device)
         self._states = retain.everything(STATES)
         self.threshold = None if threshold is None else float(threshold)
         self._seed = int(seed)
@@ -64,7 +64,8 @@ class SafetyGate:
             actions = adapter.actions(self._states)
         x = torch.cat([self._states.observations, actions], -1)
         distances = torch.cdist(self._critic.standardise(x), self._pairs).min(-1).values
-        return self._critic(x).max(0).values.mean().item(), distances.mean().item()
+        # No cost is negative, but a fit to few costs may be.
+        return self._critic(x).clamp(min=0).mean().item(), distances.mean().item()
 
     def accepts(self, adapter):
         """(whether the agent may replace the last accepted one, its estimated cost).
