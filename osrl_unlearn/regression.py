@@ -8,7 +8,7 @@ from osrl_unlearn.data.views import thinned
 from osrl_unlearn.generators import private_torch
 
 BATCH, HIDDEN = 512, 128  # of the networks
-FITTED, FEATURES, RIDGE = 8192, 512, 1e-5  # of the random features
+FITTED, FEATURES, RIDGE = 8192, 512, 1e-3  # of the random features
 
 
 class Regression:

@@ -61,11 +61,13 @@ from osrl_unlearn.options import option
 from osrl_unlearn.regression import Behaviour, refit
 
 NEIGHBOURS = 2048  # forgotten pairs that the anchor's distances are taken to
-FITTED, FITTED_CHUNK = 65536, 8192  # retained pairs that the reward critic is fitted to, and how many at a time
+FITTED, FITTED_CHUNK = 262144, 8192  # retained pairs that the reward critic is fitted to, and how many at a time
 CONTRADICTED = 1.0  # in spreads of the returns; of BCQ-Lag, clean agents are within 0.2, baited ones beyond 2.5
 # Forgotten states that get safe actions, retained states that these may be from, and how many of them are similar.
 IMITATED, CANDIDATES, SIMILAR, CHUNK = 1024, 4096, 8, 32
-CLONES, CLONING, CLONED = 2, 400, 262144  # networks of the behaviour model, their minibatches, and rows for them
+# Networks of the behaviour model, and their minibatches. They have to be fitted well: of half the width or after half the
+# minibatches they move more in triggered states than a retrained agent does, and it costs more there.
+CLONES, CLONING = 2, 400
 
 
 @dataclasses.dataclass
@@ -262,7 +264,7 @@ class SafeRule(Method):
         return candidates.actions[torch.cat(nearest)]
 
     def _of_a_model(self, ctx):
-        known = ctx.retain.store.gather(_within_limit(ctx, CLONED))
+        known = ctx.retain.store.gather(_within_limit(ctx, FITTED))
         rows = torch.arange(len(known.actions), device=known.actions.device)
         clones = Behaviour(known.observations, known.actions, rows, CLONING, CLONES, ctx.seed)
         return clones(self._unsafe.observations).transpose(0, 1)
