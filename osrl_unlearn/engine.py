@@ -81,8 +81,9 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
     method.check(adapter)
     forget.check_not_empty()
     forget.verify(data)
-    rows = forget.row_numbers(data, ids)
-    if len(rows) == len(data["rewards"]):
+    rows, absent = forget.row_numbers(data, ids), forget.absent_rows(data, ids)
+    every = np.union1d(rows, absent)
+    if len(every) == len(data["rewards"]):
         raise ConfigError("the forget manifest names every row: nothing is left to retain")
     store = adapter.store(data, reward_scale, cost_scale)
     notes = adapter.notes() + check_seen(adapter, store.rows, rows, len(store))
@@ -90,12 +91,12 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
     if len(gone) > len(rows):
         notes.append("'{}' learns from sequences, so whole trajectories are forgotten: {:,} rows where the forget "
                      "manifest names {:,}".format(adapter.name, len(gone), len(rows)))
-    forget_view, retain_view = forget_and_retain(store, gone, seed)
+    forget_view, retain_view = forget_and_retain(store, gone, seed, absent)
     reference = adapter.frozen()
     gate = None
     if method.gated:
         gate = SafetyGate(store, retain_view, reference, adapter.gamma, adapter.cost_threshold, seed,
-                          np.setdiff1d(np.arange(len(store)), gone))
+                          np.setdiff1d(np.arange(len(store)), store.whole(every)))
     return Prepared(method, Context(adapter, forget_view, retain_view, steps, batch_size, seed, gate, on_check,
                                     progress, reference, forget.withdrawn), time.perf_counter() - started, notes)
 

@@ -384,6 +384,38 @@ def test_trajectories_that_are_withdrawn(fails, run_dir, tmp_path):
     fails("unlearn", str(run_dir), "--forget", str(tmp_path / "ids.json"), match="numbers, 0 or more; found 'x'")
 
 
+def test_what_an_earlier_request_named_stays_forgotten_when_another_one_follows(run_dir, tmp_path, capfd):
+    def unlearn(folder, numbers, method, *more):
+        (tmp_path / "ids.json").write_text(json.dumps(numbers))
+        assert cli.main(["unlearn", str(folder), "--steps", "2", "--eval-episodes", "0", "--method", method, "--forget",
+                         str(tmp_path / "ids.json"), *more]) == 0
+        return rundir.unlearned_dir(str(folder), method)
+    # Both lists at once, retrained, so that only what is retained decides about the weights.
+    at_once = rundir.read_weights(unlearn(run_dir, [3, 5, 7, 9], "retrain"))
+    for first, second in ([], []), ([], ["--withdrawn"]), (["--withdrawn"], []):
+        before = unlearn(run_dir, [3, 7], "fine_tune", *first)
+        capfd.readouterr()
+        result = unlearn(before, [5, 7, 9], "retrain", *second)
+        weights = rundir.read_weights(result)
+        assert all(torch.equal(tensor, at_once[name]) for name, tensor in weights.items())
+        assert "200 more rows, which earlier requests named, stay forgotten" in capfd.readouterr().err
+        manifest = ForgetManifest.load(rundir.manifest_path(result))
+        named = sorted(span[0] for span in manifest.spans)
+        assert manifest.withdrawn is bool(second)
+        if first == second:
+            assert named == [3, 5, 7, 9] and manifest.absent is None and manifest.rows == 800
+        else:
+            assert named == [5, 7, 9] and [span[0] for span in manifest.absent] == [3, 7] and manifest.rows == 600
+        # A third request, of the first kind again.
+        third = ForgetManifest.load(rundir.manifest_path(unlearn(result, [11], "fine_tune", *first)))
+        assert {span[0] for span in third.spans + (third.absent or [])} == {3, 5, 7, 9, 11}
+        assert {3, 7, 11} <= {span[0] for span in third.spans}
+    # Again without a list: what the agent has forgotten so far.
+    assert cli.main(["unlearn", result, "--steps", "2", "--eval-episodes", "0", "--method", "fine_tune"]) == 0
+    again = ForgetManifest.load(rundir.manifest_path(rundir.unlearned_dir(result, "fine_tune")))
+    assert (again.spans, again.absent) == (manifest.spans, manifest.absent)
+
+
 @pytest.fixture
 def own_file(run_dir, tmp_path):
     """The file that ``run_dir`` was trained on, as its side state records: the first 20 shipped trajectories."""

@@ -106,6 +106,27 @@ def test_a_manifest_refuses_other_data():
         dataclasses.replace(result.manifest, spans=[[0, 0, 999]]).row_numbers(data)
 
 
+def test_what_was_forgotten_stays_forgotten_with_the_next_request():
+    data = toy_data()
+    first, second, third = (ForgetManifest.of_trajectories(data, wanted) for wanted in ([1, 2], [2, 3], [4]))
+    both = second.after(first)
+    assert both.spans == sorted(first.spans + second.spans[1:]) and both.rows == both.count()
+    assert both.after(first) is both.after(second) is both and both.digest() not in (first.digest(), second.digest())
+    withdrawn = dataclasses.replace(third, withdrawn=True)
+    assert withdrawn.digest() == dataclasses.replace(withdrawn, absent=None).digest() != third.digest()
+    mixed = withdrawn.after(both)
+    assert (mixed.spans, mixed.absent, mixed.rows) == (third.spans, both.spans, third.rows)
+    assert mixed.count() == third.rows + both.rows and mixed.digest() != withdrawn.digest()
+    back = first.after(mixed)  # of the kind that is absent there
+    assert (back.spans, back.absent) == (both.spans, third.spans)
+    store = TransitionStore(data)
+    forget, retain = forget_and_retain(store, mixed.row_numbers(data), 0, mixed.absent_rows(data))
+    index = TrajectoryIndex(data)
+    owner = np.repeat(index.ids, index.stops - index.starts)
+    assert set(owner[forget.rows]) == {4} and set(owner[retain.rows]) == set(index.ids) - {1, 2, 3, 4}
+    assert len(forget) + len(retain) + both.rows == len(store)
+
+
 def test_the_same_attack_can_be_repeated_from_its_manifest():
     data = toy_data()
     result = poison(data, "inject", rate=0.3, unit="segment", seed=5)
@@ -121,7 +142,8 @@ def test_the_same_attack_can_be_repeated_from_its_manifest():
     '{"unit": "trajectory", "spans": [[0]], "rows": 0, "columns": {}}'] + [
     '{{"unit": "trajectory", "spans": {}, "rows": 0, "columns": {{}}, "schema": {}}}'.format(spans, schema)
     for spans, schema in (("[[1, 2], [3, 4], [5, 6]]", 1), ("[1, 0, 5]", 1), ("[[1.7, 0, 5.5]]", 1),
-                          ("[[1, false, 5]]", 1), ("[[1, 0, 99999999999999999999]]", 1), ("[]", '"1"'))])
+                          ("[[1, false, 5]]", 1), ("[[1, 0, 99999999999999999999]]", 1), ("[]", '"1"'),
+                          ('[], "absent": [[1, 5, 5]]', 1), ('[], "absent": 3', 1))])
 def test_a_file_that_is_no_manifest_is_refused(tmp_path, text):
     path = tmp_path / "forget.json"
     path.write_text(text)

@@ -112,7 +112,8 @@ class Context:
     @cached_property
     def views(self):
         """The views (forget, retain)."""
-        return forget_and_retain(self.store, self.forget_rows, self.seed)
+        return forget_and_retain(self.store, self.forget_rows, self.seed,
+                                 self.manifest.absent_rows(self.data, self.ids))
 
     @cached_property
     def sets(self):

@@ -21,7 +21,7 @@ from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.registry import nearest
 
 AGAIN = 1000  # added to the seed of the second retrained agent
-SEQUENCE = 5  # requests, each with a fifth of the budget
+REQUESTS = 5  # requests, each with a fifth of the budget
 MEASUREMENTS = ("curve", "distance", "relearning", "checkpoints", "sequential", "clean_deletion", "ablations")
 CHEAP = ("curve", "checkpoints", "sequential")  # of methods that do not cost as much as training
 COMES_BACK, STAYS_AWAY = "comes back", "not shown to come back"
@@ -153,7 +153,7 @@ def asked(suite, name, seed):
         if spec.pop("gate") is False:
             spec["gate"] = False
         out["ablations", label, spec["budget"]] = {"method": spec, "screen": False}
-    for part, more in (("sequential", {"forget": {"sequence": SEQUENCE}, "screen": False}),
+    for part, more in (("sequential", {"forget": {"requests": REQUESTS}, "screen": False}),
                        ("clean_deletion", {"forget": {"control": None}, "screen": False}),
                        ("distance", {"kind": "distance"}), ("checkpoints", {"kind": "checkpoints"})):
         for label in suite.measured(part, name):

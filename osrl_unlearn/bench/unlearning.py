@@ -90,18 +90,18 @@ def forget(adapter, poisoned, cell, out, on_check=lambda step, metrics: None):
 def _forget(adapter, poisoned, cell, on_check):
     from osrl_unlearn.engine import budget_steps, make_method
     spec, asked = cell["method"], cell["forget"] or {}
-    budget, rows, trajectories, outcomes = spec["budget"] / asked.get("sequence", 1), 0, 0, []
-    for data, ids, manifest in requests(poisoned, cell["forget"], cell["seed"]):
+    budget, outcomes = spec["budget"] / asked.get("requests", 1), []
+    for manifest in requests(poisoned, cell["forget"], cell["seed"]):
         method = make_method(spec["name"], spec["options"])
         method.gated = method.gated and spec.get("gate", True)
         steps = budget_steps(method, cell["agent"]["update_steps"], budget=budget)
-        outcomes.append(prepared(adapter, data, ids, manifest, method, steps, cell, on_check=on_check).run())
-        rows, trajectories = rows + manifest.rows, trajectories + manifest.trajectories
+        outcomes.append(prepared(adapter, poisoned.data, poisoned.ids, manifest, method, steps, cell,
+                                 on_check=on_check).run())
     return {"updates": sum(outcome.steps for outcome in outcomes),
             "seconds": sum(outcome.seconds for outcome in outcomes),
             "accepted": any(outcome.accepted for outcome in outcomes),
             "rollbacks": sum(outcome.rollbacks for outcome in outcomes), "reason": outcomes[-1].reason,
-            "forget": {"rows": rows, "trajectories": trajectories}}
+            "forget": {"rows": manifest.rows, "trajectories": manifest.trajectories}}
 
 
 def prepared(adapter, data, ids, manifest, method, steps, cell, **more):
@@ -122,23 +122,21 @@ def _screened(adapter, poisoned, cell):
 
 
 def requests(poisoned, forget, seed):
-    """(data, ids, manifest) of every request, in order: the one of :func:`listed`, or as many as ``forget`` names.
+    """The manifest of every request, in order: the one of :func:`listed`, or as many as ``forget`` names.
 
-    {"sequence": n} is all that is poisoned, in n requests of about as many trajectories each. What a request names is
-    gone from the data of the next one; whole trajectories only.
+    {"requests": n} is all that is poisoned, in n requests of about as many trajectories each, whole ones only. As with
+    the command, what a request names stays forgotten in the next one.
     """
-    if "sequence" not in (forget or {}):
-        yield poisoned.data, poisoned.ids, listed(poisoned, forget, seed)
+    if "requests" not in (forget or {}):
+        yield listed(poisoned, forget, seed)
         return
-    data, ids, spans = poisoned.data, poisoned.ids, poisoned.manifest.spans
+    data, spans, manifest = poisoned.data, poisoned.manifest.spans, None
     order = np.random.default_rng([STREAM, seed]).permutation(np.unique([span[0] for span in spans]))
-    for part in np.array_split(order, forget["sequence"]):
-        chosen = set(part)
+    for part in np.array_split(order, forget["requests"]):
+        chosen, earlier = set(part), manifest
         manifest = ForgetManifest.of(data, [span for span in spans if span[0] in chosen])
-        yield data, ids, manifest
-        keep = np.ones(len(ids), bool)
-        keep[manifest.row_numbers(data, ids)] = False
-        data, ids = {name: column[keep] for name, column in data.items()}, ids[keep]
+        manifest = manifest if earlier is None else manifest.after(earlier)
+        yield manifest
 
 
 def listed(poisoned, forget, seed):

@@ -69,19 +69,22 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
     if run.adapter.constants and run.state is None:
         store = run.adapter.store(data, reward_scale, cost_scale)
         run.adapter.set_data_constants(store.view(store.rows))
-    for note in run.notes:
-        say(note)
     found = []
     if detecting:
         manifest, sentence = find_forget_set(
             config, run_dir, data, ids, run.adapter, true=manifest if manifest.attack else None, task=settings["task"],
             dataset=dataset, reward_scale=reward_scale, cost_scale=cost_scale, progress=not status.quiet)
         found = [sentence]
+    if config.withdrawn:
+        manifest = dataclasses.replace(manifest, withdrawn=True)
+    manifest, earlier = after_earlier(manifest, run_dir)
+    for note in run.notes + earlier:
+        say(note)
     trained = Trained(
         run.adapter, data, ids, manifest, run_dir, settings, settings["task"], settings["cost_limit"], reward_scale,
         cost_scale, state.get("updates", settings.get("update_steps")), state.get("train_seconds"),
-        state.get("batch_size", settings.get("batch_size", 256)), run.notes + found, state.get("python_random"),
-        own_manifest(run_dir).trigger())
+        state.get("batch_size", settings.get("batch_size", 256)), run.notes + found + earlier,
+        state.get("python_random"), trigger_of(run_dir))
     return "\n".join(found + [run_unlearning(trained, config, not status.quiet)[1]])
 
 
@@ -114,6 +117,23 @@ def own_manifest(run_dir):
     if os.path.isfile(rundir.manifest_path(run_dir)):
         return rundir.load_manifest(run_dir)
     return ForgetManifest(unit="trajectory", spans=[], rows=0, columns={})
+
+
+def after_earlier(manifest, run_dir):
+    """(``manifest`` with what the agent of ``run_dir`` has forgotten before, [a sentence that says so] or [])."""
+    wanted = manifest
+    for folder in rundir.lineage(run_dir):
+        if rundir.origin(folder) is not None:
+            manifest = manifest.after(own_manifest(folder))
+    count = manifest.count() - wanted.count()
+    return manifest, ["{:,} more rows, which earlier requests named, stay forgotten: nothing of them is retained".format(
+        count)] * bool(count)
+
+
+def trigger_of(run_dir):
+    """The trigger on record of a run, or of the nearest that it was unlearned from; None without one."""
+    triggers = (own_manifest(folder).trigger() for folder in rundir.lineage(run_dir))
+    return next((trigger for trigger in triggers if trigger is not None), None)
 
 
 def load_data(run, manifest, dataset=None):

@@ -48,7 +48,8 @@ class ForgetManifest:
     of every column {"before": of the clean data or None, "after": of the data that the agent is trained on}. ``parts``
     labels the spans of an attack that has several parts; ``removed`` holds the spans (of the clean data) of an attack
     that only removes; ``detection`` says how spans were found that nobody named. ``withdrawn`` says that nothing is
-    held against the rows: they are to go because somebody wants them back.
+    held against the rows: they are to go because somebody wants them back. ``absent`` holds spans that are gone as well,
+    by earlier requests of the other kind: they are not retained, and nothing is done about them.
     """
     unit: str
     spans: List[List[int]]
@@ -66,6 +67,7 @@ class ForgetManifest:
     removed: Optional[List[List[int]]] = None
     detection: Optional[Dict[str, Any]] = None
     withdrawn: bool = False
+    absent: Optional[List[List[int]]] = None
     versions: Dict[str, str] = dataclasses.field(default_factory=versions)
     schema: int = SCHEMA
 
@@ -100,10 +102,27 @@ class ForgetManifest:
                 name, ", ".join(sorted(set(self.parts or ()))) or "not labelled"))
         return dataclasses.replace(self, spans=spans, rows=_distinct_rows(spans), parts=[name] * len(spans))
 
+    def after(self, earlier):
+        """This request, to an agent that has forgotten what ``earlier`` names: that stays forgotten, and is so with it.
+
+        Nothing of it may be retained again. What is of this request's kind, withdrawn or held against, joins its spans.
+        """
+        same, other = earlier.spans, earlier.absent or []
+        if earlier.withdrawn != self.withdrawn:
+            same, other = other, same
+        spans, absent = _joined(self.spans, same), _joined(self.absent or [], other)
+        if (spans, absent) == (self.spans, self.absent or []):
+            return self
+        return dataclasses.replace(self, spans=spans, rows=_distinct_rows(spans), absent=absent or None, parts=None)
+
     def digest(self):
         """Hex digest of what is to be forgotten, and of which data."""
-        request = [self.spans, self.columns, self.withdrawn]
+        request = [self.spans, self.columns, self.withdrawn] + ([self.absent] if self.absent else [])
         return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+    def count(self):
+        """Number of rows that are not retained: those named by this request and those by earlier ones."""
+        return _distinct_rows(self.spans + (self.absent or []))
 
     @property
     def trajectories(self):
@@ -138,10 +157,10 @@ class ForgetManifest:
             if not _whole(manifest.schema):
                 raise ValueError("its schema is {!r}".format(manifest.schema))
             # Spans may be edited by hand.
-            for span in manifest.spans:
+            for span in manifest.spans + (manifest.absent or []):
                 if not isinstance(span, list) or len(span) != 3 or not all(map(_whole, span)):
                     raise ValueError("the span {!r} is not [trajectory, start, stop]".format(span))
-            spans = np.asarray(manifest.spans, dtype=np.int64).reshape(-1, 3)
+            spans = np.asarray(manifest.spans + (manifest.absent or []), dtype=np.int64).reshape(-1, 3)
         except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise ManifestMismatch("{} is not a forget manifest ({}): {}".format(path, str(error)[:100], EXPECTED))
         if manifest.schema > SCHEMA:
@@ -150,7 +169,7 @@ class ForgetManifest:
         if manifest.unit not in UNITS or (spans[:, 1] < 0).any() or (spans[:, 2] <= spans[:, 1]).any():
             raise ManifestMismatch("{}: every span must be [trajectory, start, stop] with 0 <= start < stop and the "
                                    "unit one of {}".format(path, ", ".join(UNITS)))
-        return dataclasses.replace(manifest, rows=_distinct_rows(spans.tolist()))
+        return dataclasses.replace(manifest, rows=_distinct_rows(manifest.spans))
 
     def verify(self, data, stage="after"):
         """Raise ManifestMismatch unless every column of ``data`` has the recorded hash of ``stage``."""
@@ -170,6 +189,10 @@ class ForgetManifest:
                 "the preprocessing options it was made with".format(
                     ", ".join(differ), "s" if len(differ) == 1 else "",
                     " ({})".format(self.dataset) if self.dataset else ""))
+
+    def absent_rows(self, data, ids=None):
+        """Sorted row numbers of what is ``absent``. Shape [rows]. Raises ManifestMismatch."""
+        return dataclasses.replace(self, spans=self.absent or []).row_numbers(data, ids)
 
     def row_numbers(self, data, ids=None):
         """Sorted row numbers of the forget set in ``data``. Shape [forget rows]. Raises ManifestMismatch."""
@@ -191,6 +214,13 @@ class ForgetManifest:
 
 def _whole(value):
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _joined(spans, more):
+    """``spans``, and those of ``more`` that are not among them."""
+    known = set(map(tuple, spans))
+    new = [span for span in more if tuple(span) not in known]
+    return sorted(spans + new) if new else spans
 
 
 def _distinct_rows(spans):

@@ -153,8 +153,10 @@ class DatasetView:
         self._generator.set_state(state)
 
 
-def forget_and_retain(store, forget_rows, seed=0):
-    """The pair of views (forget, retain) of what the agent was trained on."""
-    trained, gone = np.zeros(len(store), bool), np.zeros(len(store), bool)
-    trained[store.rows] = gone[store.whole(forget_rows)] = True
-    return store.view(np.flatnonzero(trained & gone), seed), store.view(np.flatnonzero(trained & ~gone), seed + 1, True)
+def forget_and_retain(store, forget_rows, seed=0, absent=()):
+    """The pair of views (forget, retain) of what the agent was trained on; ``absent`` rows are in neither of them."""
+    trained, forgotten, gone = (np.zeros(len(store), bool) for _ in range(3))
+    trained[store.rows] = forgotten[store.whole(forget_rows)] = True
+    gone[store.whole(np.union1d(forget_rows, absent).astype(np.int64))] = True
+    return (store.view(np.flatnonzero(trained & forgotten), seed),
+            store.view(np.flatnonzero(trained & ~gone), seed + 1, True))
