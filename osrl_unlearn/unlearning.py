@@ -130,6 +130,10 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
         say(note)
     if os.path.isfile(os.path.join(folder, "report.json")):
         say("{} holds a result of other settings: it is replaced, and an audit of it goes".format(folder))
+        lost = _lost(folder, trained.manifest)
+        if lost:
+            say("{:,} rows that it had forgotten are not named this time and will not be forgotten: to go on from it, "
+                "stop this and unlearn from {}".format(lost, folder))
     trained = dataclasses.replace(trained, notes=trained.notes + prepared.notes)
     screening = _screened(trained, prepared.context.forget.rows.cpu().numpy(), config)
     request = dict(about, forget=trained.manifest.digest())
@@ -277,6 +281,13 @@ def _done(folder, settings):
     except RunError:  # it is gone, or somebody wrote over it
         return None
     return report if model == report["models"]["after"] else None
+
+
+def _lost(folder, manifest):
+    """Number of rows that the result in ``folder`` has forgotten and ``manifest`` does not name."""
+    path = rundir.manifest_path(folder)
+    both = manifest.after(ForgetManifest.load(path)) if os.path.isfile(path) else manifest
+    return both.count() - manifest.count()
 
 
 def _resume_path(folder):

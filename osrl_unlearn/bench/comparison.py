@@ -21,7 +21,7 @@ from osrl_unlearn.evaluate import intervals
 from osrl_unlearn.registry import nearest
 
 AGAIN = 1000  # added to the seed of the second retrained agent
-REQUESTS = 5  # requests, each with a fifth of the budget
+REQUESTS = 5  # one after another, each with the whole budget
 MEASUREMENTS = ("curve", "distance", "relearning", "checkpoints", "sequential", "clean_deletion", "ablations")
 CHEAP = ("curve", "checkpoints", "sequential")  # of methods that do not cost as much as training
 COMES_BACK, STAYS_AWAY = "comes back", "not shown to come back"

@@ -89,12 +89,11 @@ def forget(adapter, poisoned, cell, out, on_check=lambda step, metrics: None):
 
 def _forget(adapter, poisoned, cell, on_check):
     from osrl_unlearn.engine import budget_steps, make_method
-    spec, asked = cell["method"], cell["forget"] or {}
-    budget, outcomes = spec["budget"] / asked.get("requests", 1), []
+    spec, outcomes = cell["method"], []
     for manifest in requests(poisoned, cell["forget"], cell["seed"]):
         method = make_method(spec["name"], spec["options"])
         method.gated = method.gated and spec.get("gate", True)
-        steps = budget_steps(method, cell["agent"]["update_steps"], budget=budget)
+        steps = budget_steps(method, cell["agent"]["update_steps"], budget=spec["budget"])
         outcomes.append(prepared(adapter, poisoned.data, poisoned.ids, manifest, method, steps, cell,
                                  on_check=on_check).run())
     return {"updates": sum(outcome.steps for outcome in outcomes),
@@ -125,7 +124,7 @@ def requests(poisoned, forget, seed):
     """The manifest of every request, in order: the one of :func:`listed`, or as many as ``forget`` names.
 
     {"requests": n} is all that is poisoned, in n requests of about as many trajectories each, whole ones only. As with
-    the command, what a request names stays forgotten in the next one.
+    the command, what a request names stays forgotten in the next one, and each has the whole budget.
     """
     if "requests" not in (forget or {}):
         yield listed(poisoned, forget, seed)
