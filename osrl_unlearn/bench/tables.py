@@ -146,8 +146,8 @@ def _sequential(report, rows):
         if row["at_once"]:
             lines.append([_name(row), row["method"] + ", at once"] + _quality(row["at_once"]) + [""])
     return ["## One request after another\n\nThe forget set in five requests, each with the budget of one and from "
-            "the agent that the one before left, which keeps forgetting what it has forgotten; against one request for all "
-            "of it.",
+            "the agent that the one before left, which keeps forgetting what it has forgotten; against one request for "
+            "all of it.",
             markdown_table(lines, ["task", "method", "cost", "return", "recovery", "return ratio",
                                    "+ cost, to at once"])]
 

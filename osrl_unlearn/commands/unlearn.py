@@ -126,8 +126,8 @@ def after_earlier(manifest, run_dir):
         if rundir.origin(folder) is not None:
             manifest = manifest.after(own_manifest(folder))
     count = manifest.count() - wanted.count()
-    return manifest, ["{:,} more rows, which earlier requests named, stay forgotten: nothing of them is retained".format(
-        count)] * bool(count)
+    return manifest, ["{:,} more rows, which earlier requests named, stay forgotten: nothing of them is "
+                      "retained".format(count)] * bool(count)
 
 
 def trigger_of(run_dir):

@@ -48,8 +48,8 @@ class ForgetManifest:
     of every column {"before": of the clean data or None, "after": of the data that the agent is trained on}. ``parts``
     labels the spans of an attack that has several parts; ``removed`` holds the spans (of the clean data) of an attack
     that only removes; ``detection`` says how spans were found that nobody named. ``withdrawn`` says that nothing is
-    held against the rows: they are to go because somebody wants them back. ``absent`` holds spans that are gone as well,
-    by earlier requests of the other kind: they are not retained, and nothing is done about them.
+    held against the rows: they are to go because somebody wants them back. ``absent`` holds spans that are gone as
+    well, by earlier requests of the other kind: they are not retained, and nothing is done about them.
     """
     unit: str
     spans: List[List[int]]
