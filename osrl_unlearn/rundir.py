@@ -107,6 +107,11 @@ def lineage(run_dir):
         run_dir = origin(run_dir)
 
 
+def trained_in(run_dir):
+    """The run directory that the agent of ``run_dir`` was trained in: the last of its lineage."""
+    return list(lineage(run_dir))[-1]
+
+
 def side_state(adapter, *, updates, batch_size, train_seconds, reward_scale, cost_scale, dataset=None,
                python_random=None):
     """What goes into state.pt: with it, and OSRL's checkpoint, training continues as if it had not stopped.

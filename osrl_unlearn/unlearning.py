@@ -112,6 +112,8 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     about = {"method": method.name, "options": dataclasses.asdict(method.options), "steps": steps,
              "seed": config.seed, "batch_size": trained.batch_size}
     model_before = sha256_state(adapter.model.state_dict())
+    origin = rundir.trained_in(trained.folder)
+    first = model_before if origin == trained.folder else sha256_state(rundir.read_weights(origin))
     settings = json.loads(json.dumps(dict(
         about, model=model_before, forget=trained.manifest.digest(), eval_episodes=config.eval_episodes,
         strict=config.strict, reference=reference and sha256_state(reference.model.state_dict()))))
@@ -162,7 +164,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     _save(folder, trained, about, method, offset + outcome.steps)
     report = _report(trained, config, about, outcome, constants, model_before)
     report["notes"] = trained.notes + method.notes()
-    report["models"]["reference"] = settings["reference"]
+    report["models"].update(reference=settings["reference"], trained=first)
     report.update(screening=screening, poisoned=poisoned, unlearned=score(adapter, "evaluate after"), reference=None)
     if reference is not None:
         report["reference"] = known.get("retrained") or score(reference, "evaluate reference")

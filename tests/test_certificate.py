@@ -113,6 +113,28 @@ def rewrite(path, made, **more):
     forge(path, dict(made, **certificate.judged(made["audit"], made["models"], AGENT["cost_limit"], True), **more))
 
 
+def test_after_several_requests_the_agent_before_unlearning_is_the_trained_one(audited, quick, refused, tmp_path):
+    top, first = audited
+    (tmp_path / "ids.txt").write_text("0 1 2")
+    command_ = ["unlearn", first, "--method", "fine_tune", "--steps", "2", "--eval-episodes", "0", "--forget",
+                str(tmp_path / "ids.txt")]
+    assert cli.main(command_) == 0
+    second = rundir.unlearned_dir(first, "fine_tune")
+    try:
+        assert cli.main(command(top, second)) == 0
+        made, folder = certificate.verify(certificate.certificate_path(second))
+        assert certificate.resolved(made["settings"], folder)["original"] == str(top / "poisoned")
+        assert made["models"]["before"] == made["unlearning"]["models"]["trained"] != (
+            made["unlearning"]["models"]["before"])
+        assert "trigger" in {claim["claim"] for claim in made["claims"]}  # the attack is on record there only
+        # The one that the last request changed can be named, another one cannot.
+        assert cli.main(command(top, second) + ["--original", first]) == 0
+        assert "reports of the agent before unlearning" in refused(
+            *command(top, second, ("again",)), "--original", str(top / "retrained"))
+    finally:
+        shutil.rmtree(os.path.join(first, "unlearned"))
+
+
 def test_an_audit_from_the_command_line(audited, honest, capsys):
     top, result = audited
     with open(certificate.audit_path(result)) as file:

@@ -364,9 +364,10 @@ def unlearning(files, models):
             files["report"], str(error)[:120]))
     for when, role, mend in (("after", "model", "unlearn again, or take the report away, for an audit of an agent of "
                                                 "which nothing is on record"),
-                             ("before", "original model", "name the one that was unlearned with --original, or unlearn "
-                                                          "again")):
-        if models[when] is not None and report["models"][when] != models[when]:
+                             ("before", "original model", "name the one that was unlearned, or was trained, with "
+                                                          "--original, or unlearn again")):
+        named = [report["models"][when]] + [report["models"].get("trained")] * (when == "before")
+        if models[when] is not None and models[when] not in named:
             raise RunError("{} has not the weights that {} reports of the agent {} unlearning: {}".format(
                 files[role], files["report"], when, mend))
     return {key: report.get(key) for key in ("method", "options", "updates", "models")}

@@ -57,7 +57,7 @@ def load(run_dir, settings):
     if settings["episodes"] < 0:
         raise ConfigError("--episodes must not be negative, got {}".format(settings["episodes"]))
     rundir.read_config(run_dir)
-    original = settings["original"] or rundir.origin(run_dir)
+    original = settings["original"] or (rundir.trained_in(run_dir) if rundir.origin(run_dir) else None)
     manifest = rundir.load_manifest(run_dir, settings["forget"])
     run = rundir.load(run_dir, settings["device"])
     for note in run.notes:
