@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from agents import make_trainer
+from agents import AGENTS, make_trainer
 
 from osrl_unlearn.adapters import adapt
 from osrl_unlearn.data.manifest import ForgetManifest
@@ -31,6 +31,22 @@ def bc(mode, cost_limit=3.0):
     torch.manual_seed(0)
     model = BC(8 + (mode == "multi-task"), 2, 1.0, [16], 15)
     return adapt(BCTrainer(model, None, bc_mode=mode, cost_limit=cost_limit), {"gamma": 0.9})
+
+
+# All ------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("withdrawn", [False, True])
+def test_nothing_of_an_earlier_request_is_retained(name, withdrawn):
+    data = toy_data()
+    earlier = ForgetManifest.of(data, [[3, 0, 5]], withdrawn=withdrawn)  # a part of a trajectory
+    wanted = forget(data, 4).after(earlier)
+    context = prepare(adapt(make_trainer(name)), data, wanted, method="safe_rule", steps=1).context
+    named = {3: earlier.row_numbers(data) if name != "cdt" else forget(data, 3).row_numbers(data),
+             4: forget(data, 4).row_numbers(data)}
+    gone = np.concatenate(list(named.values()))
+    assert sorted(context.forget.rows.tolist()) == sorted(named[4] if withdrawn else gone)
+    assert sorted(context.retain.rows.tolist()) == sorted(set(range(len(data["rewards"]))) - set(gone))
 
 
 # BC ---------------------------------------------------------------------------------------------------------------

@@ -65,8 +65,8 @@ FITTED, FITTED_CHUNK = 262144, 8192  # retained pairs that the reward critic is 
 CONTRADICTED = 1.0  # in spreads of the returns; of BCQ-Lag, clean agents are within 0.2, baited ones beyond 2.5
 # Forgotten states that get safe actions, retained states that these may be from, and how many of them are similar.
 IMITATED, CANDIDATES, SIMILAR, CHUNK = 1024, 4096, 8, 32
-# Networks of the behaviour model, and their minibatches. They have to be fitted well: of half the width or after half the
-# minibatches they move more in triggered states than a retrained agent does, and it costs more there.
+# Networks of the behaviour model, and their minibatches. They have to be fitted well: of half the width or after half
+# the minibatches they move more in triggered states than a retrained agent does, and it costs more there.
 CLONES, CLONING = 2, 400
 
 
