@@ -410,6 +410,10 @@ def test_what_an_earlier_request_named_stays_forgotten_when_another_one_follows(
         third = ForgetManifest.load(rundir.manifest_path(unlearn(result, [11], "fine_tune", *first)))
         assert {span[0] for span in third.spans + (third.absent or [])} == {3, 5, 7, 9, 11}
         assert {3, 7, 11} <= {span[0] for span in third.spans}
+    capfd.readouterr()
+    assert cli.main(["verify", rundir.manifest_path(result), "--run", result]) == 0
+    said = capfd.readouterr().out  # of the last case
+    assert "600 rows in 3 trajectories" in said and "and 400 rows that are absent by earlier requests;" in said
     # From the run itself: what the result there had forgotten is not among what is forgotten now.
     capfd.readouterr()
     unlearn(run_dir, [7, 9], "fine_tune")

@@ -68,8 +68,10 @@ def main(args):
 
 def _ok(manifest, data, ids, where):
     manifest.row_numbers(data, ids)  # spans may be edited by hand
-    print("ok: {} rows in {} trajectories of {}; every column has the recorded hash".format(
-        manifest.rows, manifest.trajectories, where))
+    absent = len(manifest.absent_rows(data, ids))
+    print("ok: {} rows in {} trajectories of {}{}; every column has the recorded hash".format(
+        manifest.rows, manifest.trajectories, where,
+        ", and {} rows that are absent by earlier requests".format(absent) if absent else ""))
     return 0
 
 
