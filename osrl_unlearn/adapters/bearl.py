@@ -38,6 +38,10 @@ class BEARLAdapter(PIDLagrangianAdapter):
         """Deterministic actions, scaled by max_action."""
         return self.model._actor_forward(observations, True, False)[0]
 
+    def imitation_loss(self, batch, actions):
+        """The distance, though there is a density: the MMD leaves the Gaussian so narrow that its likelihood drowns all."""
+        return self.action_distance(batch, actions)
+
     def normal(self, batch):
         """The actor's Gaussian before tanh."""
         return self.model.actor(batch.observations, False, True, True)[-1]

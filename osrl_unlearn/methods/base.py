@@ -209,9 +209,12 @@ class _Run:
         try:
             return self.method.step(self.ctx, self.i)
         except ValueError:  # of torch's distributions, which refuse NaN before any loss shows it
-            if all(weight.isfinite().all() for weight in self.ctx.adapter.model.parameters()):
+            if self._finite():
                 raise
             return {"loss": math.nan}
+
+    def _finite(self):
+        return all(weight.isfinite().all() for weight in self.ctx.adapter.model.parameters())
 
     def _set_rates(self, left):
         peak = getattr(self.method.options, "learning_rate", 0)
@@ -227,6 +230,7 @@ class _Run:
 
     def _check(self, metrics, diverged, bar):
         ctx = self.ctx
+        diverged = diverged or not self._finite()
         verdict = {} if diverged else self._values()
         diverged = diverged or not all(math.isfinite(v) for v in verdict.values())
         accepted = not diverged

@@ -424,21 +424,25 @@ class MethodContract(_WithAgent):
         assert_same(agent.model.state_dict(), whole.model.state_dict())
 
     def test_divergence_rolls_back(self):
-        method, agent = self.make(), self.trained()
-        step = method.step
+        """Also where no loss has shown it yet when the agent is looked at."""
+        for shown in (True, False):
+            method, agent = self.make(), self.trained()
+            step = method.step
 
-        def diverge(ctx, i):
-            metrics = step(ctx, i)
-            if i == 12:
-                with torch.no_grad():
-                    next(ctx.adapter.model.parameters()).fill_(float("nan"))
-                metrics["loss"] = float("nan")
-            return metrics
+            def diverge(ctx, i):
+                metrics = step(ctx, i)
+                if i == 11:
+                    with torch.no_grad():
+                        for weight in ctx.adapter.model.parameters():
+                            weight.fill_(float("nan"))
+                    if shown:
+                        metrics["loss"] = float("nan")
+                return metrics
 
-        method.step = diverge
-        outcome = method.run(self.context(agent))
-        assert "diverged" in outcome.reason and outcome.rollbacks >= 1
-        assert all(torch.isfinite(t).all() for t in agent.model.state_dict().values())
+            method.step = diverge
+            outcome = method.run(self.context(agent))
+            assert "diverged" in outcome.reason and outcome.rollbacks >= 1
+            assert all(torch.isfinite(t).all() for t in agent.model.state_dict().values())
 
 
 def _loose_tensors(model):
