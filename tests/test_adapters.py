@@ -49,6 +49,23 @@ def test_nothing_of_an_earlier_request_is_retained(name, withdrawn):
     assert sorted(context.retain.rows.tolist()) == sorted(set(range(len(data["rewards"]))) - set(gone))
 
 
+# BEAR-Lag -----------------------------------------------------------------------------------------------------------
+
+def test_imitation_does_not_depend_on_how_narrow_bears_gaussian_is():
+    agent, data = adapt(make_trainer("bearl")), toy_data()
+    batch = agent.store(data).view(np.arange(64)).everything()
+    loss, before = agent.imitation_loss(batch, batch.actions).item(), agent.frozen()
+    density = agent.log_prob(batch).mean().item()
+    layer = agent.model.actor.log_std_layer
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.fill_(-5.0)
+    assert agent.log_prob(batch).mean().item() < density - 100
+    assert agent.imitation_loss(batch, batch.actions).item() == loss > 0 == agent.policy_distance(batch, before).item()
+    agent.imitation_loss(batch, batch.actions).backward()
+    assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in agent.model.actor.parameters())
+
+
 # BC ---------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("mode", ["all", "multi-task", "safe", "risky", "boundary", "frontier"])

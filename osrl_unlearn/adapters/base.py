@@ -54,6 +54,8 @@ class Adapter(ABC):
         attributes, trainer_attributes: further attributes of the model and the trainer that the adapter reads.
         derived: arguments of the model's constructor that :meth:`given` finds, not the configuration.
         inputs: what ``train_one_step`` may ask for: {name of its parameter: function of a batch}.
+        narrow: whether training leaves the policy's Gaussian so narrow that terms of its density would drown all other
+            losses; then distances of actions take their place.
 
     Args:
         trainer: OSRL's trainer.
@@ -73,6 +75,7 @@ class Adapter(ABC):
     attributes: ClassVar[Tuple[str, ...]] = ("episode_len",)
     trainer_attributes: ClassVar[Tuple[str, ...]] = ()
     derived: ClassVar[Tuple[str, ...]] = ("state_dim", "action_dim", "max_action")
+    narrow: ClassVar[bool] = False
     inputs: ClassVar[Dict[str, Callable[[Any], Any]]] = {name: attrgetter(name) for name in Batch._fields}
 
     def __init__(self, trainer, config=None):
@@ -481,9 +484,10 @@ class Adapter(ABC):
     def imitation_loss(self, batch, actions):
         """Falls as the policy comes to take ``actions`` [n, act_dim] in the batch's states; without a unit. Scalar.
 
-        Negative log-density per dimension, or the distance in units of the spread of ``actions``.
+        Negative log-density per dimension; without one, or if it is ``narrow``, the distance in units of the spread
+        of ``actions``.
         """
-        if "log_prob" in self.capabilities:
+        if "log_prob" in self.capabilities and not self.narrow:
             return -self.log_prob(batch._replace(actions=actions)).mean() / actions.shape[1]
         return self.action_distance(batch, actions)
 
@@ -494,11 +498,11 @@ class Adapter(ABC):
     def policy_distance(self, batch, before):
         """How far the policy is from that of ``before``, an adapter without gradient, in the batch's states. Scalar.
 
-        The Kullback-Leibler divergence of the Gaussians per dimension; without one the distance, in units of the spread
-        of the actions.
+        The Kullback-Leibler divergence of the Gaussians per dimension; without one, or if ``narrow``, the distance
+        in units of the spread of the actions.
         """
         with torch.no_grad():
-            old = before.normal(batch)
+            old = None if self.narrow else before.normal(batch)
         if old is None:
             with torch.no_grad():
                 actions = before.actions(batch)

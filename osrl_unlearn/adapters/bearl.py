@@ -8,6 +8,7 @@ from osrl_unlearn.adapters.base import Part
 class BEARLAdapter(PIDLagrangianAdapter):
     """OSRL's BEAR-Lag: squashed Gaussian actor near a VAE (MMD), double reward and cost critics, targets.
 
+    The actor is trained by the MMD of its samples, not by a likelihood: its standard deviation falls to thousandths.
     ``log_alpha``, the PID integrators and ``n_train_steps``, which delays the actor's use of the critics, are training
     state that OSRL's checkpoints leave out.
     """
@@ -20,6 +21,7 @@ class BEARLAdapter(PIDLagrangianAdapter):
     targets = {"actor_old": "actor", "critic_old": "critic", "cost_critic_old": "cost_critic"}
     tensors = ("log_alpha",)
     scalars = ("controller.error_old", "controller.error_integral", "n_train_steps")
+    narrow = True
 
     def reset_hidden(self):
         """log_alpha, PID integrators and the count of updates = 0, as in the constructor."""
@@ -37,10 +39,6 @@ class BEARLAdapter(PIDLagrangianAdapter):
     def policy(self, observations):
         """Deterministic actions, scaled by max_action."""
         return self.model._actor_forward(observations, True, False)[0]
-
-    def imitation_loss(self, batch, actions):
-        """The distance, though there is a density: the MMD leaves the Gaussian so narrow that its likelihood drowns all."""
-        return self.action_distance(batch, actions)
 
     def normal(self, batch):
         """The actor's Gaussian before tanh."""
