@@ -18,7 +18,8 @@ def shipped(name, suffix):
 
 
 @pytest.mark.parametrize("name, suite", [(name, "small") for name in bench.BENCHES] + [
-    ("unlearning", "long"), ("unlearning", "holdout"), ("unlearning", "bc")])
+    ("unlearning", "long"), ("unlearning", "holdout"), ("unlearning", "bc"), ("unlearning", "cdt"),
+    ("unlearning", "bearl")])
 def test_the_raw_results_give_the_table(name, suite, monkeypatch):
     files = name if suite == "small" else "{}_{}".format(name, suite)
     suite = suite if suite == "small" else "configs/bench/{}.yaml".format(files)
