@@ -134,8 +134,8 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
         say("{} holds a result of other settings: it is replaced, and an audit of it goes".format(folder))
         lost = _lost(folder, trained.manifest)
         if lost:
-            say("{:,} rows that it had forgotten are not named this time and will not be forgotten: to go on from it, "
-                "stop this and unlearn from {}".format(lost, folder))
+            say("{:,} rows that it names are not named this time: for them to stay forgotten, stop this and unlearn "
+                "from {}".format(lost, folder))
     trained = dataclasses.replace(trained, notes=trained.notes + prepared.notes)
     screening = _screened(trained, prepared.context.forget.rows.cpu().numpy(), config)
     request = dict(about, forget=trained.manifest.digest())

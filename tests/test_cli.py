@@ -417,7 +417,7 @@ def test_what_an_earlier_request_named_stays_forgotten_when_another_one_follows(
     # From the run itself: what the result there had forgotten is not among what is forgotten now.
     capfd.readouterr()
     unlearn(run_dir, [7, 9], "fine_tune")
-    assert "200 rows that it had forgotten are not named this time" in capfd.readouterr().err
+    assert "200 rows that it names are not named this time: for them to stay forgotten, stop" in capfd.readouterr().err
     # Again without a list: what the agent has forgotten so far.
     assert cli.main(["unlearn", result, "--steps", "2", "--eval-episodes", "0", "--method", "fine_tune"]) == 0
     again = ForgetManifest.load(rundir.manifest_path(rundir.unlearned_dir(result, "fine_tune")))
