@@ -196,7 +196,7 @@ def test_the_agents_of_the_benches():
 
 
 @pytest.mark.parametrize("change, match", [
-    ({"rates": []}, "rates is missing: a sweep needs agents, tasks"), ({"agents": ["cdt"]}, "setting 'cdt/BallCircle'"),
+    ({"rates": []}, "rates is missing: a sweep needs agents, tasks"), ({"agents": ["td3"]}, "setting 'td3/BallCircle'"),
     ({"methods": ["safe_rul"]}, "unknown method 'safe_rul'"), ({"attacks": "cost_hide"}, "attacks: expected a list"),
     ({"tasks": TASK}, "tasks: expected a list, got .Offline"), ({"agents": [["a"]]}, "expected a list of names"),
     ({"script": 5}, "script: expected a path, got 5"), ({"script": "no.py"}, "no script at .*no.py"),
