@@ -112,17 +112,26 @@ def trained_in(run_dir):
     return list(lineage(run_dir))[-1]
 
 
+def training_updates(state, config):
+    """How many updates the training of a run took, without those of unlearning; None if it is not known."""
+    if not state:
+        return config.get("update_steps")
+    return state["updates"] - state.get("unlearned", 0) or None
+
+
 def side_state(adapter, *, updates, batch_size, train_seconds, reward_scale, cost_scale, dataset=None,
-               python_random=None):
+               python_random=None, unlearned=0):
     """What goes into state.pt: with it, and OSRL's checkpoint, training continues as if it had not stopped.
+
+    ``unlearned`` of the ``updates`` are not of the training but of unlearning.
 
     The streams of DataLoader workers cannot be saved: with ``num_workers`` above 0 the batches differ after a restart.
     """
     return {"schema": SCHEMA, "agent": adapter.name, "model": sha256_state(adapter.model.state_dict()),
-            "hidden": adapter.hidden_state(),
-            "generators": generators.all_states(adapter.device), "updates": updates, "batch_size": batch_size,
-            "train_seconds": train_seconds, "reward_scale": float(reward_scale), "cost_scale": float(cost_scale),
-            "dataset": dataset, "python_random": python_random}
+            "hidden": adapter.hidden_state(), "generators": generators.all_states(adapter.device), "updates": updates,
+            "unlearned": unlearned, "batch_size": batch_size, "train_seconds": train_seconds,
+            "reward_scale": float(reward_scale), "cost_scale": float(cost_scale), "dataset": dataset,
+            "python_random": python_random}
 
 
 class Run(NamedTuple):

@@ -65,12 +65,13 @@ class Trained:
     cost_limit: float
     reward_scale: float
     cost_scale: float
-    updates: Optional[int]
+    updates: Optional[int]        # of the training
     train_seconds: Optional[float]
     batch_size: int
     notes: List[str] = dataclasses.field(default_factory=list)
     python_random: Any = None
     trigger: Optional[Trigger] = None  # of an attack that is not on record in the manifest
+    unlearned: int = 0                 # updates of earlier unlearning
 
 
 def check_request(adapter, config, task):
@@ -108,7 +109,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
     steps = budget_steps(method, trained.updates, config.steps, config.budget)
     if reference is None and config.reference:
         reference = _reference(config.reference, trained)
-    folder, offset = rundir.unlearned_dir(trained.folder, method.name), trained.updates or 0
+    folder, offset = rundir.unlearned_dir(trained.folder, method.name), (trained.updates or 0) + trained.unlearned
     about = {"method": method.name, "options": dataclasses.asdict(method.options), "steps": steps,
              "seed": config.seed, "batch_size": trained.batch_size}
     model_before = sha256_state(adapter.model.state_dict())
@@ -161,7 +162,7 @@ def run_unlearning(trained, config, progress=True, reference=None, more_agents=N
         print("\nosrl-unlearn: interrupted after {} of {} steps; the same unlearning of {} goes on from there".format(
             interrupted.state["i"], steps, trained.folder), file=sys.stderr)
         raise KeyboardInterrupt
-    _save(folder, trained, about, method, offset + outcome.steps)
+    _save(folder, trained, about, method, outcome.steps)
     report = _report(trained, config, about, outcome, constants, model_before)
     report["notes"] = trained.notes + method.notes()
     report["models"].update(reference=settings["reference"], trained=first)
@@ -203,16 +204,17 @@ def _screened(trained, rows, config):
     return screening
 
 
-def _save(folder, trained, about, method, updates):
+def _save(folder, trained, about, method, steps):
     rundir.complete(folder, None)
     certificate = certificate_path(folder)
     for path in (audit_path(folder), certificate, signature_path(certificate)):
         if os.path.exists(path):
             os.unlink(path)  # they are about the agent that is replaced here
+    unlearned = trained.unlearned + steps
     rundir.save_unlearned(folder, trained.config, about, trained.adapter, rundir.side_state(
-        trained.adapter, updates=updates, batch_size=trained.batch_size, train_seconds=trained.train_seconds,
-        reward_scale=trained.reward_scale, cost_scale=trained.cost_scale, dataset=trained.manifest.dataset,
-        python_random=trained.python_random))
+        trained.adapter, updates=(trained.updates or 0) + unlearned, unlearned=unlearned,
+        batch_size=trained.batch_size, train_seconds=trained.train_seconds, reward_scale=trained.reward_scale,
+        cost_scale=trained.cost_scale, dataset=trained.manifest.dataset, python_random=trained.python_random))
     trained.manifest.save(rundir.manifest_path(folder))
     method.save(folder)
     if os.path.exists(_resume_path(folder)):

@@ -80,7 +80,7 @@ def load(run_dir, settings):
         float(state.get("reward_scale", config.get("reward_scale", 1))),
         float(state.get("cost_scale", config.get("cost_scale", 1))),
         int(state.get("batch_size", config.get("batch_size", 256))),
-        (source.state or {}).get("updates", config.get("update_steps")), others[0][0] if original else None,
+        rundir.training_updates(source.state, config), others[0][0] if original else None,
         [adapter for adapter, _ in (others[1:] if original else others)], holdout, certificate.trigger_of(files),
         settings["episodes"], settings["seed"], sys.stderr.isatty() and not status.quiet)
     models = certificate.model_hashes(ctx)

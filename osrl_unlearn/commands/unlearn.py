@@ -82,9 +82,10 @@ def unlearn_run(run_dir, config_and_dataset, device="cpu"):
         say(note)
     trained = Trained(
         run.adapter, data, ids, manifest, run_dir, settings, settings["task"], settings["cost_limit"], reward_scale,
-        cost_scale, state.get("updates", settings.get("update_steps")), state.get("train_seconds"),
+        cost_scale, rundir.training_updates(state, settings), state.get("train_seconds"),
         state.get("batch_size", settings.get("batch_size", 256)), run.notes + found + earlier,
-        state.get("python_random"), trigger_of(run_dir))
+        state.get("python_random"), trigger_of(run_dir),
+        state.get("unlearned", 0))
     return "\n".join(found + [run_unlearning(trained, config, not status.quiet)[1]])
 
 
