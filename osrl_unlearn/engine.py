@@ -87,6 +87,8 @@ def prepare(adapter, data, forget, *, method, steps, batch_size=256, seed=0, ids
         raise ConfigError("the forget manifest names every row: nothing is left to retain")
     store = adapter.store(data, reward_scale, cost_scale)
     notes = adapter.notes() + check_seen(adapter, store.rows, rows, len(store))
+    if not forget.withdrawn:
+        notes += method.advice(adapter, steps)
     gone = store.whole(rows)
     if len(gone) > len(rows):
         notes.append("'{}' learns from sequences, so whole trajectories are forgotten: {:,} rows where the forget "

@@ -8,8 +8,10 @@ import torch
 from agents import AGENTS, WITH_CRITICS, make_trainer
 
 from osrl_unlearn.adapters import adapt
+from osrl_unlearn.data.manifest import ForgetManifest
 from osrl_unlearn.data.trajectories import TrajectoryIndex, to_go
 from osrl_unlearn.data.views import TransitionStore, forget_and_retain
+from osrl_unlearn.engine import prepare
 from osrl_unlearn.methods.base import Context
 from osrl_unlearn.methods.fine_tune import FineTune
 from osrl_unlearn.methods.gate import SafetyGate
@@ -291,10 +293,11 @@ def set_apart(ctx):
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_policy_is_anchored_in_retained_states_where_forgotten_ones_are_like_none_of_them(name, share):
     def moved(weight, unfamiliar=True):
-        agent, ctx = setting(name)
+        agent, ctx = setting(name, steps=20)
         if unfamiliar:
             set_apart(ctx)
-        SafeRule(SafeRuleOptions(**dict(OFF, imitation_weight=5.0, policy_anchor=weight, forget_share=share))).run(ctx)
+        options = dict(OFF, imitation_weight=5.0, safe_actions="similar", policy_anchor=weight, forget_share=share)
+        SafeRule(SafeRuleOptions(**options)).run(ctx)
         torch.manual_seed(1)
         with torch.no_grad():
             return agent.policy_distance(ctx.retain.everything(), ctx.reference).item()
@@ -320,6 +323,20 @@ def test_trace_and_notes_say_whether_the_policy_was_anchored():
         method = SafeRule(SafeRuleOptions())
         assert {entry["anchored"] for entry in method.run(ctx).trace} == {float(apart)}
         assert ["anchored" in note for note in method.notes()] == [True] * apart
+
+
+def test_what_was_measured_is_said_of_the_agents_and_budgets_that_it_holds_for():
+    data = toy_data()
+
+    def said(name, steps, method="safe_rule", withdrawn=False):
+        notes = prepare(untrained(name, None), data, ForgetManifest.of(data, [[3, 0, 15]], withdrawn=withdrawn),
+                        method=method, steps=steps).notes
+        return [note.split()[3] for note in notes if note.startswith("safe_rule as measured: ")]
+    for name in AGENTS:
+        known = {"bc": ["BC"], "bearl": ["BEAR-Lag"], "cdt": ["CDT"], "cpq": ["CPQ"]}.get(name, [])
+        assert said(name, 1) == known
+        assert said(name, 800) == (["with"] if name == "coptidice" else known)
+        assert said(name, 800, "fine_tune") == said(name, 800, withdrawn=True) == []
 
 
 @pytest.mark.parametrize("name", ["coptidice", "cdt"])

@@ -107,6 +107,10 @@ class Method(ABC):
                 "the method '{}' needs {}; safe_rule, fine_tune and retrain take every agent".format(
                     self.name, " and ".join(sorted(missing)))])
 
+    def advice(self, adapter, steps):
+        """What measurements say against ``steps`` of this method on this agent, as a list of sentences."""
+        return []
+
     def prepare(self, ctx):
         """Called once before the first step of a fresh run."""
 

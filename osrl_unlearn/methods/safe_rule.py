@@ -69,6 +69,17 @@ IMITATED, CANDIDATES, SIMILAR, CHUNK = 1024, 4096, 8, 32
 # the minibatches they move more in triggered states than a retrained agent does, and it costs more there.
 CLONES, CLONING = 2, 400
 
+# What "bench unlearning" found (README) and a user should know first: {agent: (from how many updates on, sentence)}.
+MEASURED = {
+    "bc": (0, "BC was mended with 1 % of the training's updates, which took a quarter of the time of retraining it"),
+    "bearl": (0, "BEAR-Lag was not mended reliably: evaluate the result before it is used, or retrain"),
+    "cdt": (0, "CDT needed 5 % of the training's updates and kept part of the poison in one of three agents"),
+    "coptidice": (800, "with so many updates fine_tune lowered COptiDICE's cost as far where rewards were baited, and "
+                       "it is simpler: take it first, but not against a trigger, where it was not enough"),
+    "cpq": (0, "CPQ was not shown to be mended, it kept a third of the return: evaluate the result before it is used, "
+               "or retrain"),
+}
+
 
 @dataclasses.dataclass
 class SafeRuleOptions(UpdateOptions):
@@ -112,6 +123,11 @@ class SafeRule(Method):
     summary = "suppress the forget set in the critics and learn safe actions there under the cost limit, then repair"
     Options = SafeRuleOptions
     gated = True
+
+    def advice(self, adapter, steps):
+        """Where it was not reliable, not enough or not needed."""
+        least, sentence = MEASURED.get(adapter.name, (0, None))
+        return ["safe_rule as measured: " + sentence] if sentence and steps >= least else []
 
     def prepare(self, ctx):
         """Margins from the agent before unlearning; held-out slice; constants of the retain set."""
