@@ -69,15 +69,15 @@ IMITATED, CANDIDATES, SIMILAR, CHUNK = 1024, 4096, 8, 32
 # the minibatches they move more in triggered states than a retrained agent does, and it costs more there.
 CLONES, CLONING = 2, 400
 
-# What "bench unlearning" found (README) and a user should know first: {agent: (from how many updates on, sentence)}.
+# What "bench unlearning" found (README) and a user should know first: {agent: (from how many updates on, what it did)}.
 MEASURED = {
-    "bc": (0, "BC was mended with 1 % of the training's updates, which took a quarter of the time of retraining it"),
-    "bearl": (0, "BEAR-Lag was not mended reliably: evaluate the result before it is used, or retrain"),
-    "cdt": (0, "CDT needed 5 % of the training's updates and kept part of the poison in one of three agents"),
-    "coptidice": (800, "with so many updates fine_tune lowered COptiDICE's cost as far where rewards were baited, and "
-                       "it is simpler: take it first, but not against a trigger, where it was not enough"),
-    "cpq": (0, "CPQ was not shown to be mended, it kept a third of the return: evaluate the result before it is used, "
-               "or retrain"),
+    "bc": (0, "mended BC, but in a quarter of the time that retraining took: retrain if you can, that is exact"),
+    "bearl": (0, "did not mend BEAR-Lag reliably: evaluate the result before it is used, or retrain"),
+    "cdt": (0, "needed 5 % of the training's updates to mend CDT, and left part of the poison in one of three agents"),
+    "coptidice": (800, "lowered COptiDICE's cost no further than fine_tune with so many updates, where rewards were "
+                       "baited: take fine_tune first, but not against a trigger, where it was not enough"),
+    "cpq": (0, "was not shown to mend CPQ, of whose return it left a third: evaluate the result before it is used, or "
+               "retrain"),
 }
 
 
@@ -127,7 +127,7 @@ class SafeRule(Method):
     def advice(self, adapter, steps):
         """Where it was not reliable, not enough or not needed."""
         least, sentence = MEASURED.get(adapter.name, (0, None))
-        return ["safe_rule as measured: " + sentence] if sentence and steps >= least else []
+        return ["when it was measured, safe_rule " + sentence] if sentence and steps >= least else []
 
     def prepare(self, ctx):
         """Margins from the agent before unlearning; held-out slice; constants of the retain set."""
