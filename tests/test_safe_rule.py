@@ -332,9 +332,10 @@ def test_what_was_measured_is_said_of_the_agents_and_budgets_that_it_holds_for()
         notes = prepare(untrained(name, None), data, ForgetManifest.of(data, [[3, 0, 15]], withdrawn=withdrawn),
                         method=method, steps=steps).notes
         return [agent for note in notes if note.startswith("when it was measured, safe_rule ") for agent in
-                ("BC", "BEAR-Lag", "CDT", "COptiDICE", "CPQ") if agent in note]
+                ("BC,", "BCQ-Lag", "BEAR-Lag", "CDT", "COptiDICE", "CPQ") if agent in note]
+    always = {"bc": ["BC,"], "bcql": ["BCQ-Lag"], "bearl": ["BEAR-Lag"], "cdt": ["CDT"], "cpq": ["CPQ"]}
     for name in AGENTS:
-        known = {"bc": ["BC"], "bearl": ["BEAR-Lag"], "cdt": ["CDT"], "cpq": ["CPQ"]}.get(name, [])
+        known = always.get(name, [])
         assert said(name, 1) == known
         assert said(name, 800) == (["COptiDICE"] if name == "coptidice" else known)
         assert said(name, 800, "fine_tune") == said(name, 800, withdrawn=True) == []

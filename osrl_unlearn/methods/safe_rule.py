@@ -72,6 +72,8 @@ CLONES, CLONING = 2, 400
 # What "bench unlearning" found (README) and a user should know first: {agent: (from how many updates on, what it did)}.
 MEASURED = {
     "bc": (0, "mended BC, but in a quarter of the time that retraining took: retrain if you can, that is exact"),
+    "bcql": (0, "mended BCQ-Lag under a trigger, but only in part where rewards were baited: evaluate the result "
+                "before it is used"),
     "bearl": (0, "did not mend BEAR-Lag reliably: evaluate the result before it is used, or retrain"),
     "cdt": (0, "needed 5 % of the training's updates to mend CDT, and left part of the poison in one of three agents"),
     "coptidice": (800, "lowered COptiDICE's cost no further than fine_tune with so many updates, where rewards were "
