@@ -425,13 +425,10 @@ def test_what_an_earlier_request_named_stays_forgotten_when_another_one_follows(
 
 
 def test_a_further_requests_budget_is_a_share_of_the_training_alone(run_dir):
-    def unlearn(folder, method, *more):
-        assert cli.main(["unlearn", str(folder), "--eval-episodes", "0", "--method", method, *more]) == 0
-        return rundir.unlearned_dir(str(folder), method)
-    spent = []
-    folder = run_dir
+    spent, folder = [], str(run_dir)
     for method in "fine_tune", "retrain", "fine_tune":
-        folder = unlearn(folder, method)
+        assert cli.main(["unlearn", folder, "--eval-episodes", "0", "--method", method]) == 0
+        folder = rundir.unlearned_dir(folder, method)
         with open(os.path.join(folder, "report.json")) as file:
             spent.append(json.load(file)["updates"])
     assert spent == [{"train": 20, "unlearn": 1, "ratio": 0.05}, {"train": 20, "unlearn": 20, "ratio": 1},
